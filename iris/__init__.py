@@ -1,0 +1,1 @@
+"""Declarative experiments in self-play fine-tuning of language models."""

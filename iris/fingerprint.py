@@ -1,0 +1,92 @@
+"""What determines the content of something outside the store: a hub repository by its commit, a folder by its bytes."""
+
+import functools
+import hashlib
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from iris.errors import UserError
+
+_IGNORED = {".git", ".cache", "__pycache__"}
+
+
+def digest(*parts: str) -> str:
+    """A short digest of texts; the separator cannot occur in them."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def of_path(path: Path) -> str:
+    """The content of a file or of all files below a folder, independent of where it lies."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+    if not files:
+        raise UserError(f"{path} holds no files.")
+    parts = [f"{p.relative_to(path) if p != path else p.suffix}={_of_file(p, _state(p))}" for p in files]
+    return digest(*parts)
+
+
+def of_package(name: str) -> str:
+    """The installed version of a Python package."""
+    try:
+        return f"{name}=={version(name)}"
+    except PackageNotFoundError as error:
+        raise UserError(f"The Python package '{name}' is not installed: pip install {name}") from error
+
+
+def of_hub(repository: str, revision: str | None, kind: str, key: str) -> str:
+    """The commit that a hub repository's revision stands for now; from the local cache when offline.
+
+    `kind` is 'model' or 'dataset'; `key` is the configuration key to name in an error.
+    """
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    return _commit(repository, revision or "main", kind, key)
+
+
+@functools.cache
+def _commit(repository: str, revision: str, kind: str, key: str) -> str:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    cached = (
+        Path(constants.HF_HUB_CACHE)
+        / f"{kind}s--{repository.replace('/', '--')}"
+        / "refs"
+        / revision.replace("/", os.sep)
+    )
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            return str(HfApi().repo_info(repository, revision=revision, repo_type=kind, timeout=10).sha)
+    except HFValidationError as error:
+        raise UserError(
+            f"{key}={repository}: neither a folder or file here nor a hub name such as owner/name."
+        ) from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        if not cached.is_file():
+            raise UserError(
+                f"{key}={repository} (revision {revision}): the hub does not answer with it and the cache "
+                f"{constants.HF_HUB_CACHE} does not hold it: {type(error).__name__}. Give a local folder, or download it "
+                f"first: hf download {repository} --repo-type {kind}"
+            ) from error
+    if not cached.is_file():
+        raise UserError(
+            f"{key}={repository} (revision {revision}): HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does "
+            f"not hold it. Give a local folder, or download it first: hf download {repository} --repo-type {kind}"
+        )
+    return cached.read_text().strip()
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return bool(_IGNORED.intersection(path.relative_to(root).parts))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@functools.cache
+def _of_file(path: Path, state: tuple[int, int]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,160 @@
+"""Run the stages of a chain that are missing: each once, whoever else runs the same, and sealed in the store."""
+
+import contextlib
+import importlib
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from iris import provenance
+from iris.config import Execution
+from iris.errors import UserError
+from iris.plan import Chain, Stage
+from iris.progress import Progress
+from iris.store import Artifact, Claim, Store, storage_errors
+from iris.world import World
+
+log = logging.getLogger("iris")
+_MEMORY_KNOBS = {
+    "generate": "execution.slots",
+    "evaluate": "execution.slots and execution.micro_batch_tokens",
+    "score": "execution.micro_batch_tokens",
+    "sft": "execution.micro_batch_tokens (or set execution.gradient_checkpointing=true)",
+    "train": "execution.micro_batch_tokens (or set execution.gradient_checkpointing=true)",
+}
+
+
+@dataclass
+class Context:
+    """What a stage runs with: the store, the execution half of the configuration, progress and its fellow processes."""
+
+    store: Store
+    execution: Execution
+    progress: Progress = field(default_factory=Progress)
+    world: World = field(default_factory=World)
+    folder: Path = Path("outputs")  # the run's own folder: logs, tracker files
+    _checked: dict[str, Artifact] = field(default_factory=dict)
+
+    def artifact(self, stage: Stage) -> Artifact:
+        """The artifact of a finished stage, its checksums compared once per process."""
+        return self.load(stage.kind, stage.key)
+
+    def load(self, kind: str, key: str) -> Artifact:
+        """The artifact of a key, its checksums compared once per process (by the main process)."""
+        if key not in self._checked:
+            self._checked[key] = self.store.get(kind, key, check=self.world.main)
+        return self._checked[key]
+
+
+def run_chain(chain: Chain, context: Context) -> None:
+    """Run every missing stage, in order."""
+    for stage in chain.stages:
+        ensure(stage, context)
+
+
+def missing(chain: Chain, store: Store) -> list[Stage]:
+    """The stages that have no artifact yet."""
+    return [stage for stage in chain.stages if store.find(stage.kind, stage.key) is None]
+
+
+def ensure(stage: Stage, context: Context) -> None:
+    """Run a stage unless its artifact exists; with several processes all take part and the main one seals."""
+    world = context.world
+    if world.broadcast(world.main and context.store.find(stage.kind, stage.key) is not None):
+        return
+    run = importlib.import_module(f"iris.stages.{stage.kind}").run
+    with _claimed(stage.kind, stage.key, context) as claim:
+        if claim is None:
+            return
+        with _explained(stage, context):
+            compute(stage, context, claim, lambda: run(stage, context, claim))
+
+
+def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict[str, Any]]) -> None:
+    """Run a stage's function under a claim and seal what it leaves, with its cost and provenance."""
+    started, clock, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
+    _reset_memory()
+    results = run()
+    cost = context.world.gather(_cost(clock, cpu, results.pop("tokens", 0)))
+    context.world.barrier()
+    if context.world.main:
+        manifest = {
+            "kind": stage.kind,
+            "key": stage.key,
+            "name": stage.name,
+            "identity": dict(stage.identity),
+            "inputs": stage.input_keys | results.pop("inputs", {}),
+            "results": results,
+            "cost": _sum(cost),
+            "provenance": provenance.collect(context.store.root, started) | results.pop("provenance", {}),
+        }
+        with storage_errors(context.store.root):
+            context.store.commit(stage.kind, stage.key, claim, manifest)
+    context.world.barrier()
+
+
+@contextlib.contextmanager
+def _claimed(kind: str, key: str, context: Context) -> Iterator[Claim | None]:
+    world = context.world
+    if not world.main:
+        yield world.broadcast(None)
+        return
+    with context.store.claim(kind, key) as claim:
+        yield world.broadcast(claim)
+
+
+@contextlib.contextmanager
+def _explained(stage: Stage, context: Context) -> Iterator[None]:
+    """Turn what users meet most (memory, disk) into a message that names the knob."""
+    try:
+        with storage_errors(context.store.root):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if not (
+            isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+        ):
+            raise
+        knob = _MEMORY_KNOBS.get(stage.kind, "the batch size")
+        raise UserError(
+            f"Stage {stage.kind} ({stage.name}) ran out of memory: lower {knob}. This changes no result and no key; "
+            "finished stages are kept and the same command continues."
+        ) from error
+
+
+def _cost(clock: float, cpu: float, tokens: int) -> dict[str, float]:
+    seconds = time.perf_counter() - clock
+    cost = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "gpu_seconds": 0.0, "tokens": tokens}
+    cost["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        cost |= {"gpu_seconds": seconds, "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated()}
+    return cost
+
+
+def _sum(costs: list[dict[str, float]]) -> dict[str, float]:
+    """Work adds up over processes; wall time and peak memory are the largest."""
+    largest = {"seconds", "peak_memory_bytes", "peak_gpu_memory_bytes"}
+    return {name: (max if name in largest else sum)(c[name] for c in costs) for name in costs[0]} | {
+        "processes": len(costs)
+    }
+
+
+def _reset_memory() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def configure_threads(execution: Execution) -> None:
+    """Limit CPU threads before torch starts its pools."""
+    if execution.threads:
+        os.environ["OMP_NUM_THREADS"] = str(execution.threads)

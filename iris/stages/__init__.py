@@ -1,0 +1,1 @@
+"""One module a stage kind. Each has `run(stage, context, claim) -> results`: it writes its files into `claim.new`."""

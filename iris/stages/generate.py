@@ -1,0 +1,76 @@
+"""`generate`: synthetic responses y' ~ π_t(·|x) to every prompt, in shards that nested subsets share."""
+
+import hashlib
+from typing import Any
+
+from iris import data, models
+from iris.plan import Stage, base_of
+from iris.responses import write_responses
+from iris.rollouts import Engine, Request, Sampling, engine
+from iris.runner import Context
+from iris.shards import Advance, lazily, run_shards
+from iris.store import Claim
+
+
+def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
+    """Sample with a seed of its own for every prompt, so that a response depends on no other prompt."""
+    identity, policy = stage.identity, stage.one("policy")
+    rows = data.read_rows(context.artifact(stage.one("data")))
+    slices = data.shards(rows.ids, identity["shard"])
+    sampling = Sampling(identity["temperature"], identity["top_p"], identity["max_new_tokens"])
+    tokenizer = models.load_tokenizer(context.artifact(base_of(policy)))
+    sampler = lazily(lambda: _engine(stage, context))
+
+    def work(n: int, claim: Claim, advance: Advance) -> dict[str, Any]:
+        part = range(len(rows.ids))[slices[n]]
+        requests = [
+            Request(
+                rows.prompt_tokens[i].tolist(), seed(identity, rows.ids[i]), identity["samples"], len(rows.response_tokens[i])
+            )
+            for i in part
+        ]
+        rollouts = sampler().generate(requests, sampling, advance)
+        tokens = [[r.tokens for r in samples] for samples in rollouts]
+        texts = [[tokenizer.decode(t, skip_special_tokens=True) for t in samples] for samples in tokens]
+        finished = [[r.finished for r in samples] for samples in rollouts]
+        write_responses(claim.new, [rows.ids[i] for i in part], tokens, texts, finished)
+        flat = [r for samples in rollouts for r in samples]
+        return {
+            "responses": len(flat),
+            "unfinished": sum(not r.finished for r in flat),
+            "tokens": sum(len(r.tokens) for r in flat),
+            "provenance": {"engine": {"name": sampler().name, "version": sampler().version}},
+        }
+
+    shards = [
+        Stage("generate", f"{stage.name}-{n:04d}", _part(identity, data.shard_digest(rows, s)), {"policy": policy})
+        for n, s in enumerate(slices)
+    ]
+    sizes = [len(range(len(rows.ids))[s]) * identity["samples"] for s in slices]
+    done = run_shards(shards, sizes, work, context, f"generate {stage.name}", "responses")
+    return {
+        "responses": sum(a.results["responses"] for a in done),
+        "unfinished": sum(a.results["unfinished"] for a in done),
+        "tokens": 0,  # counted by the shards
+        "inputs": {"shards": [a.key for a in done]},
+    }
+
+
+def seed(identity: Any, prompt_id: str) -> int:
+    """The seed of one prompt in one iteration: another prompt, iteration or experiment seed gives an unrelated one."""
+    text = f"{identity['seed']}:{identity['iteration']}:{prompt_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _part(identity: Any, digest: str) -> dict[str, Any]:
+    return {k: v for k, v in identity.items() if k != "shard"} | {"rows": digest}
+
+
+def _engine(stage: Stage, context: Context) -> Engine:
+    policy = context.artifact(stage.one("policy"))
+    device = models.device(context.execution.device)
+    precision = stage.identity["precision"]
+    tokenizer = models.load_tokenizer(context.artifact(base_of(stage.one("policy"))))
+    model = models.load_policy(policy, context.store, precision=precision, device=device)
+    eos = models.eos_token_ids(model, tokenizer)
+    return engine(stage.identity["engine"], lambda: model, models.model_folder(policy), eos, context.execution.slots)

@@ -1,0 +1,16 @@
+"""`sft`: supervised fine-tuning of the base on the annotated responses; gives π_0."""
+
+from typing import Any
+
+from iris import data
+from iris.plan import Stage
+from iris.runner import Context
+from iris.store import Claim
+from iris.training import Objective, TrainingSet, fit
+
+
+def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
+    """Train on the token-mean negative log-likelihood of the responses."""
+    rows = data.read_rows(context.artifact(stage.one("data")))
+    training = TrainingSet(rows.prompt_tokens, [rows.response_tokens])
+    return fit(stage, context, claim, training, Objective("sft", {}))

@@ -1,0 +1,204 @@
+"""The store: a folder of immutable artifacts, one per finished stage. Files are the database; there is no server.
+
+<root>/<kind>/<key>/manifest.json   identity, inputs, files with checksums, results, cost, provenance
+<root>/<kind>/.work-<key>/          what a running stage keeps to resume from
+<root>/.locks/<key>.lock            held (flock) by the one process that computes the key
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from iris.errors import UserError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 22
+_STORAGE_ERRORS = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is over its quota",
+    errno.EACCES: "may not be written",
+    errno.EPERM: "may not be written",
+    errno.EROFS: "is read-only",
+    errno.ENOTDIR: "lies below something that is no folder",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The artifact's key."""
+        return str(self.manifest["key"])
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The small numbers the stage reported."""
+        results: dict[str, Any] = self.manifest["results"]
+        return results
+
+    def read_json(self, name: str) -> Any:
+        """The parsed content of one JSON file."""
+        return json.loads((self.folder / name).read_text())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The exclusive right to compute one key: a folder for its files, and one to keep resumable state in."""
+
+    new: Path
+    work: Path
+
+
+class Store:
+    """Artifacts under one root folder."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    def prepare(self) -> None:
+        """Create the root and make sure it can be written, before anything is spent."""
+        with storage_errors(self.root):
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"0" * 4096)
+            probe.unlink()
+
+    def folder(self, kind: str, key: str) -> Path:
+        """Where the artifact of a key lies, finished or not."""
+        return self.root / kind / key
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The finished artifact of a key, or None. Reads its manifest only."""
+        folder = self.folder(kind, key)
+        try:
+            text = (folder / MANIFEST).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UnicodeDecodeError:
+            text = ""
+        try:
+            manifest = json.loads(text)
+            sealed = manifest.pop("sha256") == _digest(manifest)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            sealed = False
+        if not sealed:
+            raise self._set_aside(folder, [MANIFEST])
+        return Artifact(folder, manifest)
+
+    def get(self, kind: str, key: str, *, check: bool = True) -> Artifact:
+        """The finished artifact of a key, its files compared with their checksums unless `check` is off."""
+        artifact = self.find(kind, key)
+        if artifact is None:
+            raise KeyError(f"no artifact {kind}/{key} in {self.root}")
+        if check and (bad := self.verify(artifact)):
+            raise self._set_aside(artifact.folder, bad)
+        return artifact
+
+    def verify(self, artifact: Artifact) -> list[str]:
+        """Names of the artifact's files that are missing or do not match their checksum."""
+        files: dict[str, str] = artifact.manifest["files"]
+        return [name for name, digest in files.items() if _file_digest(artifact.folder / name) != digest]
+
+    @contextlib.contextmanager
+    def claim(self, kind: str, key: str, timeout: float = -1) -> Iterator[Claim | None]:
+        """Hold the key's lock; yields None when another process has finished it meanwhile.
+
+        The kernel frees the lock of a dead holder. Raises `filelock.Timeout` after `timeout` seconds (−1: wait).
+        """
+        lock_file = self.root / ".locks" / f"{key}.lock"
+        with storage_errors(self.root), FileLock(lock_file, timeout=timeout, thread_local=False):
+            if self.find(kind, key) is not None:
+                lock_file.unlink(missing_ok=True)
+                yield None
+                return
+            parent = self.root / kind
+            parent.mkdir(exist_ok=True)
+            for left in parent.glob(f".new-{key}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            claim = Claim(parent / f".new-{key}-{uuid.uuid4().hex[:8]}", parent / f".work-{key}")
+            claim.new.mkdir()
+            claim.work.mkdir(exist_ok=True)
+            try:
+                yield claim
+            finally:
+                shutil.rmtree(claim.new, ignore_errors=True)
+                lock_file.unlink(missing_ok=True)
+
+    def commit(self, kind: str, key: str, claim: Claim, manifest: dict[str, Any]) -> Artifact:
+        """Seal a claim's files: checksums, fsync, one rename. What is then in place is complete."""
+        files = sorted(p for p in claim.new.rglob("*") if p.is_file())
+        manifest = manifest | {"files": {str(p.relative_to(claim.new)): _file_digest(p) for p in files}}
+        path = claim.new / MANIFEST
+        path.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, ensure_ascii=False) + "\n")
+        for p in [*files, path, claim.new]:
+            _fsync(p)
+        target = self.folder(kind, key)
+        try:
+            claim.new.rename(target)
+        except OSError as error:  # a second writer on a file system without locks: the first result stays
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        _fsync(target.parent)
+        shutil.rmtree(claim.work, ignore_errors=True)
+        found = self.find(kind, key)
+        if found is None:
+            raise OSError(errno.EIO, f"{target} could not be put in place")
+        return found
+
+    def _set_aside(self, folder: Path, bad: list[str]) -> UserError:
+        aside = self.root / ".corrupt" / f"{folder.parent.name}-{folder.name}-{uuid.uuid4().hex[:8]}"
+        with storage_errors(self.root):
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+        return UserError(
+            f"Artifact {folder.parent.name}/{folder.name} is damaged: {', '.join(bad)} does not match its checksum. "
+            f"It was moved to {aside}. Run the same command again to compute it anew; finished work is kept."
+        )
+
+
+@contextlib.contextmanager
+def storage_errors(root: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden file system into one clear message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            raise
+        raise UserError(
+            f"The store {root} {_STORAGE_ERRORS[error.errno]} ({error}). Free space or choose another folder with "
+            "store=FOLDER; finished stages are kept and the same command continues."
+        ) from error
+
+
+def _file_digest(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

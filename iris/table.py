@@ -1,0 +1,109 @@
+"""The final table of an experiment: one line per policy, read from manifests alone."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from iris.plan import Chain, Row
+from iris.store import Artifact, Store
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the table says of one policy. Absent numbers are None: sft and reference-free methods have no gap or α."""
+
+    label: str
+    score: float
+    stderr: float | None
+    alpha: float | None
+    gap: float | None
+    tokens: int
+    seconds: float
+    tasks: dict[str, float]
+
+
+def lines(chain: Chain, store: Store) -> list[Line]:
+    """The lines of a finished experiment. Cost is that of the policy's own stages, whoever computed them."""
+    return [_line(row, store) for row in chain.rows]
+
+
+def _line(row: Row, store: Store) -> Line:
+    policy = _manifest(store, row.policy.kind, row.policy.key)
+    evaluation = _manifest(store, "evaluate", row.evaluate.key)
+    stages = [policy, evaluation, *_own_stages(row, store)]
+    results = evaluation.results
+    return Line(
+        row.label,
+        results["average"],
+        results["stderr"],
+        policy.results.get("alpha"),
+        policy.results.get("gap"),
+        int(policy.results.get("packed_tokens", 0)),
+        sum(a.manifest["cost"]["seconds"] for a in stages),
+        results["main"],
+    )
+
+
+def _own_stages(row: Row, store: Store) -> list[Artifact]:
+    """The generation and scoring of the iteration that led to the policy, shard by shard."""
+    stages = [*row.scores, *([row.policy.many("generate")[-1]] if row.policy.many("generate") else [])]
+    found = [_manifest(store, s.kind, s.key) for s in stages]
+    shards = [(a.manifest["kind"], key) for a in found for key in a.manifest["inputs"].get("shards", [])]
+    return [*found, *(_manifest(store, kind, key) for kind, key in shards)]
+
+
+def _manifest(store: Store, kind: str, key: str) -> Artifact:
+    return store.get(kind, key, check=False)
+
+
+def render(chain: Chain, table: list[Line]) -> Table:
+    """The table for a terminal, 80 columns wide at most."""
+    view = Table(title=chain.name, title_style="bold", title_justify="left")
+    for name in ("policy", "score", "α", "gap", "tokens", "seconds"):
+        view.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    for line in table:
+        view.add_row(
+            line.label,
+            f"{100 * line.score:.1f}" + (f" ± {100 * line.stderr:.1f}" if line.stderr is not None else ""),
+            _number(line.alpha),
+            _number(line.gap),
+            f"{line.tokens:,}" if line.tokens else "–",
+            f"{line.seconds:.0f}",
+        )
+    return view
+
+
+def markdown(chain: Chain, table: list[Line]) -> str:
+    """The table as Markdown, with a column per task."""
+    tasks = list(table[0].tasks)
+    head = ["policy", "score", "standard error", *tasks, "α", "gap", "tokens", "seconds"]
+    rows = [head, ["---"] * len(head)]
+    for line in table:
+        scores = [f"{100 * line.tasks[t]:.2f}" for t in tasks]
+        error = "–" if line.stderr is None else f"{100 * line.stderr:.2f}"
+        numbers = [_number(line.alpha), _number(line.gap), str(line.tokens), f"{line.seconds:.1f}"]
+        rows.append([line.label, f"{100 * line.score:.2f}", error, *scores, *numbers])
+    return f"# {chain.name}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write(folder: Path, chain: Chain, table: list[Line], facts: dict[str, Any]) -> None:
+    """Leave the table in the run's folder as Markdown and JSON."""
+    (folder / "table.md").write_text(markdown(chain, table))
+    content = {"experiment": chain.name, "rows": [vars(line) for line in table]} | facts
+    content["stages"] = [{"kind": s.kind, "key": s.key} for s in chain.stages]
+    (folder / "table.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def contamination(chain: Chain, store: Store) -> tuple[int, int]:
+    """(evaluation documents whose prompt is a training prompt, all evaluation documents)."""
+    evaluation = _manifest(store, "evaluate", chain.rows[-1].evaluate.key)
+    training = set((_manifest(store, "data", chain.data.key).folder / "prompts.txt").read_text().split())
+    documents = evaluation.read_json("prompts.json")
+    return sum(not training.isdisjoint(hashes) for hashes in documents), len(documents)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
