@@ -6,7 +6,7 @@ A worked answer ends with `#### ANSWER`, as in GSM8K; reasoning-gym's own `score
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ SPLITS = (
 MARK = "####"
 _STRIDE = 10_000_000  # problems between one seed and the next: item i at seed s is item i − d at seed s + d
 _PATIENCE = 10_000  # repeated prompts in a row after which a task is taken to have no new ones
+_TERM = re.compile(r"([+-]?) ?(\d+)")
 _OWN = {"task", "seed", *SPLITS}
 
 Document = dict[str, str]
@@ -41,20 +42,23 @@ def _chain_sum_prompt(entry: Mapping[str, Any]) -> str:
 
 
 def _chain_sum_work(entry: Mapping[str, Any], random: Random) -> str:
-    """From left to right, or as a narration of the terms in any order: there are many right answers to one prompt."""
-    terms = [int(term.replace(" ", "")) for term in re.findall(r"[+-]? ?\d+", entry["metadata"]["expression"])]
-    if random.random() < 0.5:
-        totals = list(itertools.accumulate(terms))
-        steps = [f"{a} {_signed(t)} = {b}" for a, t, b in zip(totals, terms[1:], totals[1:], strict=False)]
-    else:
-        random.shuffle(terms)
-        totals = list(itertools.accumulate(terms))
-        steps = [f"{'add' if t >= 0 else 'take'} {abs(t)}: {total}" for t, total in zip(terms, totals, strict=True)]
-    return ", ".join(steps)
+    """One of two ways of working with equal chance, so that a prompt has many right answers that differ."""
+    terms = [int(sign + digits) for sign, digits in _TERM.findall(entry["metadata"]["expression"])]
+    return random.choice((_left_to_right, _in_any_order))(terms, random)
 
 
-def _signed(term: int) -> str:
-    return f"{'+' if term >= 0 else '-'} {abs(term)}"
+def _left_to_right(terms: Sequence[int], random: Random) -> str:
+    """[4, -1, 7] → '4 - 1 = 3, 3 + 7 = 10'."""
+    totals = itertools.pairwise(itertools.accumulate(terms))
+    steps = zip(totals, terms[1:], strict=True)
+    return ", ".join(f"{a} {'-' if term < 0 else '+'} {abs(term)} = {b}" for (a, b), term in steps)
+
+
+def _in_any_order(terms: Sequence[int], random: Random) -> str:
+    """[4, -1, 7] → for instance 'add 7: 7, take 1: 6, add 4: 10'."""
+    order = random.sample(terms, len(terms))
+    steps = zip(order, itertools.accumulate(order), strict=True)
+    return ", ".join(f"{'take' if term < 0 else 'add'} {abs(term)}: {total}" for term, total in steps)
 
 
 def _spell_backward_prompt(entry: Mapping[str, Any]) -> str:
@@ -83,7 +87,7 @@ def documents(generator: Mapping[str, Any], split: str) -> list[Document]:
         raise UserError(f"data.split={split}: a generated task has {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
     problems = _unique(_problems(generator))
     for name in SPLITS:
-        chosen = list(itertools.islice(problems, int(generator.get(name, 0))))
+        chosen = list(itertools.islice(problems, _whole(generator, name)))
         if name == split:
             break
     return chosen
@@ -112,7 +116,7 @@ def _scorer(name: str) -> Callable[[str, dict[str, str]], float]:
 
 
 def _problems(generator: Mapping[str, Any]) -> Iterator[Document]:
-    name, seed = str(generator.get("task")), int(generator.get("seed", 0))
+    name, seed = str(generator.get("task")), _whole(generator, "seed")
     chosen = task(name)
     entries = _dataset(chosen.dataset, seed * _STRIDE, {k: v for k, v in generator.items() if k not in _OWN})
     for index in range(_STRIDE):
@@ -120,6 +124,13 @@ def _problems(generator: Mapping[str, Any]) -> Iterator[Document]:
         work = chosen.work(entry, Random(f"{seed}:{index}"))
         answer = entry["answer"]
         yield {"prompt": chosen.prompt(entry), "response": f"{work} {MARK} {answer}", "answer": answer, "task": name}
+
+
+def _whole(generator: Mapping[str, Any], key: str) -> int:
+    value = generator.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"data.generator.{key}={value}: expected a whole number, 0 or more.")
+    return value
 
 
 def _dataset(name: str, seed: int, arguments: dict[str, Any]) -> Any:

@@ -2,7 +2,8 @@
 
 `SlotEngine` keeps a fixed number of slots, each with its own row of the key/value cache. A response that ends frees its
 slot for the next prompt in the same step, so no row waits for the longest one (continuous batching, Orca, OSDI 2022).
-Prompts are prefilled together, packed into one row, once for all their samples; the longest expected responses start first.
+Prompts are prefilled together, packed into one row, once for all their samples; the responses expected to be longest
+start first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +30,7 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt (token ids), the seed of its samples, how many, and the response length to expect (for the order only)."""
+    """One prompt (token ids), the seed and number of its samples, and the response length to expect (orders the work)."""
 
     prompt: Sequence[int]
     seed: int
@@ -39,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 takes the likeliest token; `top_p` < 1 keeps the nucleus (Holtzman et al. 2020, arXiv 1904.09751)."""
+    """Temperature 0 takes the likeliest token; `top_p` < 1 keeps the nucleus (Holtzman et al., arXiv 1904.09751)."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -90,7 +91,7 @@ def engine(
     eos_token_ids: Sequence[int],
     slots: int = 64,
 ) -> Engine:
-    """The engine called `name` for the model in `folder`; `load` gives that model to engines that run it in this process."""
+    """The engine called `name` for the model in `folder`; engines that run `transformers` take the model from `load`."""
     if name == "slots":
         return SlotEngine(load(), eos_token_ids, slots)
     if name == "vllm":
@@ -104,16 +105,16 @@ def engine(
 
 def uniforms(seed: int, sample: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The uniforms in [0, 1) that decide the tokens of one response: a function of its seed and sample index alone."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, sample])).random(count)
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, sample], np.uint64))).random(count)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of the cumulative sum of `weights` [n, m] (float64, ≥ 0) at `uniform` [n]: index [n], rest in [0, 1) [n]."""
+    """Cell [n] of the cumulative sum of `weights` [n, m] (float64) that `uniform` [n] falls in, and where in it, 0…1 [n]."""
     cdf = weights.cumsum(-1)
     total = cdf[:, -1:]
     # Rounding of the product must not reach the total: the index would fall past the last token that has mass.
     target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(cdf, target, right=True)
+    index = torch.searchsorted(cdf, target, right=True).clamp(max=weights.shape[-1] - 1)
     mass = weights.gather(-1, index)
     rest = ((target - cdf.gather(-1, index) + mass) / mass).clamp(0, 1)
     return index[:, 0], rest[:, 0]
@@ -121,7 +122,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:
     """`scores` [n, V] with −∞ outside the smallest set of likeliest tokens whose mass reaches `top_p`."""
-    probabilities, order = scores.softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, order = torch.sort(scores.softmax(-1), stable=True, dim=-1, descending=True)
     before = probabilities.double().cumsum(-1) - probabilities
     return scores.masked_fill(
         torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p), -torch.inf
@@ -131,8 +132,8 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     """One token per row by inversion of the cumulative distribution: `logits` [n, V], `uniform` [n] float64 → [n].
 
-    −1 where the logits of a row are not finite. The uniform picks a block of tokens and what is left of it picks the token
-    in the block, so the only rounding is that of the float32 softmax weights, whatever the size of the vocabulary.
+    −1 where the logits of a row are not finite. The uniform picks a block of tokens and what is left of it picks the
+    token in the block, so the only rounding is that of the float32 softmax weights, whatever the vocabulary's size.
     """
     if sampling.temperature == 0:
         return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)
@@ -181,7 +182,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write keys and values [n, head, 1, dimension] of one step; return those of each row so far [n, head, read, dimension]."""
+        """Write keys and values [n, head, 1, dimension] of one step; return those so far [n, head, read, dimension]."""
         assert self.states is not None
         keys, values = self.states[layer_idx]
         keys[self.rows, :, self.positions] = key_states[:, :, 0]
@@ -212,30 +213,34 @@ def _groups(prompts: Iterable[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
 
 
 def prefill(model: PreTrainedModel, prompts: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-    """Keys and values of each prompt [layer, 2, head, length, dimension], computed a group at a time when first asked for."""
+    """Keys and values of each prompt [layer, 2, head, length, dimension], computed a group at a time on demand."""
     for group in _groups(prompts):
         lengths = [len(prompt) for prompt in group]
         owner = torch.arange(len(group)).repeat_interleave(torch.tensor(lengths)).to(model.device)
         cache = DynamicCache()
-        model.get_decoder()(
+        model.get_decoder()(  # type: ignore[no-untyped-call]
             input_ids=torch.tensor([list(chain(*group))], device=model.device),
             attention_mask=_additive((owner[:, None] == owner).tril(), model.dtype)[None, None],
             position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(model.device),
             past_key_values=cache,
             use_cache=True,
         )
-        yield from _states(model, cache).split(lengths, dim=-2)
+        yield from _states(model, cache).split_with_sizes(lengths, dim=-2)
 
 
 def _states(model: PreTrainedModel, cache: DynamicCache) -> Tensor:
     """All layers of a cache with one row as [layer, 2, head, column, dimension]."""
-    pairs = [torch.cat([layer.keys, layer.values]) for layer in cache.layers if layer.is_initialized]
+    pairs = [torch.cat([keys, values]) for keys, values, *_ in cache]
     if len(pairs) != model.config.get_text_config().num_hidden_layers or len({pair.shape for pair in pairs}) > 1:
-        raise UserError(
-            f"The rollout engine 'slots' needs the same key/value cache in every layer; {type(model).__name__} has none. "
-            "Choose the engine 'vllm' for this model."
-        )
+        raise _unsupported(model)
     return torch.stack(pairs)
+
+
+def _unsupported(model: PreTrainedModel) -> UserError:
+    return UserError(
+        f"The rollout engine 'slots' needs the same key/value attention in every layer, and {type(model).__name__} does "
+        "not have it. Set generate.engine=vllm for this model."
+    )
 
 
 @dataclass
@@ -260,7 +265,7 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, no gradients, and an attention that accepts explicit masks; all as before afterwards."""
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     if attention not in ("sdpa", "eager"):
         model.set_attn_implementation("sdpa")
     try:
@@ -277,7 +282,8 @@ class SlotEngine:
     """Continuous batching over `slots` rows for any `transformers` causal language model with a key/value cache.
 
     A response depends on its prompt, seed and sample index, and up to floating-point rounding on nothing else; the same
-    requests on the same machine give the same tokens. Memory: `slots` × (longest prompt + max_new_tokens) cache columns.
+    requests on the same machine give the same tokens. Memory: `slots` × (longest prompt + max_new_tokens) positions of
+    keys and values.
     """
 
     name = "slots"
@@ -285,6 +291,9 @@ class SlotEngine:
     def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], slots: int = 64) -> None:
         if slots < 1:
             raise UserError(f"slots is {slots}; it must be 1 or more.")
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+        if kinds - {"full_attention", "sliding_attention"} or not model._supports_attention_backend:
+            raise _unsupported(model)
         self.model, self.eos, self.slots = model, frozenset(eos_token_ids), slots
 
     @property
@@ -307,9 +316,12 @@ class SlotEngine:
     def _responses(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[_Row]:
         """The responses in the order in which they end."""
         queue = _queue(self.model, requests, sampling)
-        cache = SlotCache(self.slots, max(len(request.prompt) for request in requests) + sampling.max_new_tokens)
+        slots = min(self.slots, sum(request.samples for request in requests))
+        cache = SlotCache(
+            slots, max((len(request.prompt) for request in requests), default=0) + sampling.max_new_tokens
+        )
         rows: list[_Row] = []
-        for slot, (row, prompt) in zip(range(self.slots), queue, strict=False):
+        for slot, (row, prompt) in zip(range(slots), queue, strict=False):
             cache.load(slot, prompt)
             rows.append(row)
         while rows:
@@ -345,14 +357,14 @@ class SlotEngine:
         tokens: list[int] = draw(logits, torch.tensor(chances, dtype=torch.float64, device=device), sampling).tolist()
         if -1 in tokens:
             raise UserError(
-                f"The logits for prompt {rows[tokens.index(-1)].request} are not finite: the weights of this policy are broken. "
-                "Train it again with a lower learning rate, or load another checkpoint."
+                f"The logits for prompt {rows[tokens.index(-1)].request} are not finite: this policy's weights are broken. "
+                "Train it again with a lower learning rate, or take another checkpoint."
             )
         return tokens
 
 
 def _replace(cache: SlotCache, rows: list[_Row], slot: int, arrival: tuple[_Row, Tensor] | None) -> None:
-    """Put the next response into a slot, or close the gap with the last row so that the active rows stay the first ones."""
+    """Put the next response into a slot, or close the gap with the last row: active rows stay the first ones."""
     if arrival is not None:
         rows[slot] = arrival[0]
         cache.load(slot, arrival[1])
@@ -376,7 +388,7 @@ def _queue(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampli
 def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> None:
     """Raise UserError for prompts that this model cannot continue to the limit."""
     config = model.config.get_text_config()
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     for index, request in enumerate(requests):
         if not request.prompt:
             raise UserError(f"Prompt {index} is empty; a response needs at least one token before it.")
@@ -390,6 +402,6 @@ def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampli
         bound = getattr(config, name, None)
         if bound is not None and longest > bound:
             raise UserError(
-                f"The longest prompt and max_new_tokens={sampling.max_new_tokens} make {longest} tokens, more than the model's "
-                f"{name}={bound}. Shorten the prompts or lower max_new_tokens to fit."
+                f"The longest prompt and max_new_tokens={sampling.max_new_tokens} make {longest} tokens, more than the "
+                f"model's {name}={bound}. Shorten the prompts or lower max_new_tokens."
             )

@@ -53,7 +53,7 @@ def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
     if execution.processes > 1 and "WORLD_SIZE" not in os.environ and runner.missing(chain, store):
         _start_processes(execution.processes, overrides)
     runner.configure_threads(execution)
-    world = World.join() if runner.missing(chain, store) else World()
+    world = World.join(execution.device) if runner.missing(chain, store) else World()
     folder = Path(config.output).expanduser().absolute() / chain.name
     if world.main:
         store.prepare()

@@ -107,7 +107,7 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
     model = models.load_policy(parent, context.store, precision=settings["precision"], device=device, trainable=True)
     if settings["lora"] and not models.is_adapted(model):
         model = models.add_lora(model, **settings["lora"])
-    run = _Run(model, data, objective, settings, context, claim.work)
+    run = Run(model, data, objective, settings, context, claim.work)
     label = f"{stage.kind} {stage.name}"
     with context.progress.line(label, run.steps, "steps") as line, run.tracked(label):
         run.resume(line)
@@ -128,7 +128,9 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
     return results | {"tokens": results["packed_tokens"] if context.world.main else 0}
 
 
-class _Run:
+class Run:
+    """A training run in progress: `records` holds one entry per finished step."""
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -161,7 +163,7 @@ class _Run:
         rate = self._learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, statistics = self._backward(step, indices, parts)
+        loss, statistics = self.backward(step, indices, parts)
         norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.settings["max_grad_norm"])
         self._check(step, loss, norm)
         self.optimizer.step()
@@ -172,7 +174,7 @@ class _Run:
         line.advance(note=f"loss {loss:.4f}")
         self._maybe_save()
 
-    def _backward(self, step: int, indices: list[int], parts: list[list[int]]) -> tuple[float, dict[str, float]]:
+    def backward(self, step: int, indices: list[int], parts: list[list[int]]) -> tuple[float, dict[str, float]]:
         """Accumulate the gradient of this process's parts; returns the loss and statistics of the global batch."""
         count = {"step": step, "batch": len(indices), "tokens": int(self._tokens(indices)["response_tokens"])}
         coupled = needs(self.objective.method).coupled
@@ -340,7 +342,7 @@ def accelerator(context: Context, precision: str) -> Accelerator:
     if execution.distributed == "fsdp2" and context.world.size > 1:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     return Accelerator(
-        cpu=execution.device == "cpu",
+        cpu=models.device(execution.device).type == "cpu",
         mixed_precision="bf16" if precision == "bfloat16" else "no",
         fsdp_plugin=plugin,
         log_with=list(execution.tracking) or None,

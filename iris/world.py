@@ -15,14 +15,16 @@ class World:
     size: int = 1
 
     @classmethod
-    def join(cls) -> "World":
+    def join(cls, device: str = "auto") -> "World":
         """The world of the environment (RANK, WORLD_SIZE); its process group is set up on the way."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState()
+        from iris import models
+
+        state = PartialState(cpu=models.device(device).type == "cpu")
         return cls(state.process_index, state.num_processes)
 
     @property

