@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris import generators
@@ -221,8 +222,10 @@ def _files(identity: Mapping[str, Any], location: Mapping[str, Any], names: Sequ
             )
         try:
             yield from reader(file, names)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"data.path={file} cannot be read as UTF-8 {file.suffix[1:].upper()}: {error}") from error
+        except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+            raise UserError(
+                f"data.path={file} cannot be read as {file.suffix[1:]} (texts in UTF-8): {error}"
+            ) from error
 
 
 _SOURCES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], Sequence[str]], Values]] = {

@@ -38,7 +38,7 @@ class Scores:
     average: float  # the mean of the values in `main`
     samples: dict[str, list[dict[str, Any]]]  # task → documents with prompt, response, filtered responses and metrics
     versions: dict[str, Any]  # lm-eval's version; of each task the version, number of examples and of documents
-    truncated: int  # prompts that lost their beginning because they were longer than the model's context
+    truncated: int  # requests whose prompt lost its beginning because it was longer than the model's context
     tokens: int  # tokens that this process has fed and sampled
     warnings: list[str]  # what lm-eval warned of, each once
 

@@ -57,8 +57,8 @@ class _Job:
 class HarnessModel(HFLM):  # type: ignore[misc]
     """`model`, which must lie in memory as a whole, behind lm-eval's three kinds of request.
 
-    `tokens` counts what this process has fed and sampled; `truncated` its prompts that lost their beginning because
-    they were longer than the model's context.
+    `tokens` counts what this process has fed and sampled; `truncated` its requests whose prompt lost its beginning
+    because it was longer than the model's context.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """(log π(continuation | context) in nats, whether it is the greedy one) of every request."""
-        return self._share("likelihoods", requests, partial(super().loglikelihood, disable_tqdm=True))
+        return self._share("likelihoods", requests, requests, partial(super().loglikelihood, disable_tqdm=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """log π(text) in nats of every request."""
-        return self._share("likelihoods", requests, partial(super().loglikelihood_rolling, disable_tqdm=True))
+        return self._share("likelihoods", requests, requests, partial(super().loglikelihood_rolling, disable_tqdm=True))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """The response to every request, cut before the first of its stop strings."""
@@ -94,12 +94,17 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             document = request.task_name, request.doc_id
             work.append((request.args[0], *self._settings(request), _seed(self.seed, *document, repeats[document])))
             repeats[document] += 1
-        return self._share("responses", work, self._generate)
+        return self._share("responses", requests, work, self._generate)
 
-    def _share(self, label: str, requests: Sequence[Any], answer: Callable[[list[Any]], list[Any]]) -> list[Any]:
-        """The answers to all requests, of which this process works out its share."""
-        rank, size = self.world.rank, self.world.size
-        mine, failure, own = list(requests[rank::size]), None, []
+    def _share(
+        self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
+        """The answers to all requests, of which this process works out its share; `work` is what each comes to."""
+        size, documents = self.world.size, dict[tuple[str, int], int]()
+        # All requests of a document go to one process: they have the context in common.
+        owners = [documents.setdefault((r.task_name, r.doc_id), len(documents)) % size for r in requests]
+        mine = [item for item, owner in zip(work, owners, strict=True) if owner == self.world.rank]
+        failure, own = None, []
         with self.progress.line(f"evaluate {label}", len(mine), "requests") as self._line:
             try:
                 own = answer(mine) if mine else []
@@ -111,37 +116,37 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         for process, (failed, _) in enumerate(parts):
             if failed:
                 raise RuntimeError(f"Process {process} could not answer its evaluation requests: {failed}") from failure
-        answers = [None] * len(requests)
-        for process, (_, part) in enumerate(parts):
-            answers[process::size] = part
-        return answers
+        answers = [iter(part) for _, part in parts]
+        return [next(answers[owner]) for owner in owners]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Any]:
         """As HFLM's, but each context is computed once for all of its continuations, without padding."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (_, context, _) in enumerate(requests):
-            groups[tuple(context)].append(index)
-        rows = [self._row(context, [requests[i][2] for i in members]) for context, members in groups.items()]
+        for index, (_, context, continuation) in enumerate(requests):
+            groups[self._context(context, continuation)].append(index)
+        rows = [Row(context, [requests[i][2] for i in members]) for context, members in groups.items()]
         members = list(groups.values())
         answers: list[Any] = [None] * len(requests)
         with _packed(self.model):
             for batch in micro_batches([row.tokens for row in rows], self.micro_batch_tokens):
                 indices = [index for row in batch for index in members[row]]
-                scores = _scored(self.model, pack([rows[row] for row in batch]).to(self.device))
+                packed = pack([rows[row] for row in batch]).to(self.device)
+                scores = _scored(self.model, packed, self.max_length)
                 for index, logp, greedy in zip(indices, *(values.tolist() for values in scores), strict=True):
                     answers[index] = logp, greedy
                 self._line.advance(len(indices))
         self.tokens += sum(row.tokens for row in rows)
         return answers
 
-    def _row(self, context: Sequence[int], continuations: list[list[int]]) -> Row:
-        room = self.max_length - max(map(len, continuations))
-        if room < 1 or not all(continuations):
+    def _context(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
+        """The context as far back as the model's goes; the last token of a continuation is only predicted, not fed."""
+        room = self.max_length + 1 - len(continuation)
+        if room < 1 or not continuation:
             raise UserError(
-                f"An answer to choose from has {max(map(len, continuations))} tokens; the model's "
-                f"context of {self.max_length} must hold a token of the prompt before it, and an answer at least one."
+                f"A text to score has {len(continuation)} tokens; it needs at least one, and the model's context of "
+                f"{self.max_length} must hold it."
             )
-        return Row(self._cut(context, room), continuations)
+        return tuple(self._cut(context, room))
 
     def _cut(self, prompt: Sequence[int], room: int) -> list[int]:
         self.truncated += len(prompt) > room
@@ -210,10 +215,12 @@ def _packed(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(attention)
 
 
-def _scored(model: PreTrainedModel, packed: Packed) -> tuple[Tensor, Tensor]:
+def _scored(model: PreTrainedModel, packed: Packed, context: int) -> tuple[Tensor, Tensor]:
     """log π(response | prompt) in nats, float32 [R], and whether each response is the greedy one, bool [R]."""
+    # The last token of a response may lie one position beyond the context; nothing is read from there.
+    positions = packed.position_ids.clamp(max=context - 1)
     states = model.base_model(
-        input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
+        input_ids=packed.input_ids, position_ids=positions, use_cache=False, packed=packed
     ).last_hidden_state[0][packed.predict]
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     logps, greedy = [], []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import transformers
@@ -32,6 +32,9 @@ from transformers import (
 from iris import fingerprint
 from iris.errors import UserError, nearest
 from iris.store import Artifact, Store
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 Messages = Sequence[Mapping[str, str]]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -147,6 +150,18 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+@overload
+def load_policy(
+    artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: Literal[False] = False
+) -> PreTrainedModel: ...
+
+
+@overload
+def load_policy(
+    artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: Literal[True]
+) -> PreTrainedModel | PeftModel: ...
+
+
 def load_policy(
     artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: bool = False
 ) -> PreTrainedModel | PeftModel:
@@ -228,7 +243,7 @@ def add_lora(
     return adapted
 
 
-def is_adapted(model: torch.nn.Module) -> TypeGuard[PeftModel]:
+def is_adapted(model: torch.nn.Module) -> "TypeIs[PeftModel]":
     """Whether a model carries LoRA adapters."""
     return isinstance(model, PeftModel)
 
@@ -241,7 +256,7 @@ def save_policy(
     `state_dict` replaces the model's own where its parameters are sharded (`Accelerator.get_state_dict`). The bytes
     depend on the values alone, not on where or by how many processes they were computed.
     """
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         _save_adapter(model, folder / "adapter", state_dict)
         return
     dtype = DTYPES[precision]

@@ -105,7 +105,7 @@ class _Builder:
             self._row("base", self.base)
             sft = self._add(
                 "sft",
-                f"sft-{self.name}",
+                f"{self.name}-sft",
                 _training(experiment.train, experiment.train.sft, 0) | {"seed": experiment.seed},
                 {"policy": self.base, "data": self.data},
             )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt (token ids), the seed and number of its samples, and the response length to expect (orders the work)."""
+    """A prompt (token ids), the seed and number of its samples, and the response length to expect (orders the work)."""
 
     prompt: Sequence[int]
     seed: int
@@ -47,13 +47,8 @@ class Sampling:
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
-        for name, good, valid in (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-        ):
-            if not good:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be {valid}.")
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.max_new_tokens >= 1):
+            raise UserError(f"{self}: temperature must be ≥ 0, top_p above 0 and ≤ 1, max_new_tokens ≥ 1.")
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,8 @@ def quiet(_: int) -> None:
 class Engine(Protocol):
     """What samples responses. `name` and `version` go into the manifest of the rollouts."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
+    name: str
+    version: str
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] = quiet
@@ -90,17 +82,26 @@ def engine(
     folder: Path,
     eos_token_ids: Sequence[int],
     slots: int = 64,
+    precision: str = "auto",
 ) -> Engine:
-    """The engine called `name` for the model in `folder`; engines that run `transformers` take the model from `load`."""
+    """The engine `name`: `slots` runs the model that `load` returns, `vllm` the one in `folder` with `precision`."""
     if name == "slots":
         return SlotEngine(load(), eos_token_ids, slots)
     if name == "vllm":
         from iris.vllm_rollouts import VllmEngine
 
-        return VllmEngine(folder, eos_token_ids, slots)
+        return VllmEngine(folder, eos_token_ids, precision)
     raise UserError(
-        f"There is no rollout engine '{name}'.{nearest(name, ENGINES)} Choose one of: {', '.join(ENGINES)}."
+        f"There is no rollout engine '{name}'.{nearest(name, ENGINES)} Choose 'slots', or 'vllm' where it is installed "
+        "(pip install 'iris-selfplay[vllm]')."
     )
+
+
+def check_prompts(requests: Sequence[Request]) -> None:
+    """Raise UserError for a prompt without tokens."""
+    for index, request in enumerate(requests):
+        if not request.prompt:
+            raise UserError(f"Prompt {index} is empty: a response needs at least one token before it.")
 
 
 def uniforms(seed: int, sample: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -109,7 +110,7 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray[Any, np.dtype[np.
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Cell [n] of the cumulative sum of `weights` [n, m] (float64) that `uniform` [n] falls in, and where in it, 0…1 [n]."""
+    """The cell [n] of cumulated `weights` [n, m] (float64) that `uniform` [n] falls in, and where in it, 0…1 [n]."""
     cdf = weights.cumsum(-1)
     total = cdf[:, -1:]
     # Rounding of the product must not reach the total: the index would fall past the last token that has mass.
@@ -124,9 +125,8 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
     """`scores` [n, V] with −∞ outside the smallest set of likeliest tokens whose mass reaches `top_p`."""
     probabilities, order = torch.sort(scores.softmax(-1), stable=True, dim=-1, descending=True)
     before = probabilities.double().cumsum(-1) - probabilities
-    return scores.masked_fill(
-        torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p), -torch.inf
-    )
+    outside = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+    return scores.masked_fill(outside, -torch.inf)
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
@@ -238,8 +238,8 @@ def _states(model: PreTrainedModel, cache: DynamicCache) -> Tensor:
 
 def _unsupported(model: PreTrainedModel) -> UserError:
     return UserError(
-        f"The rollout engine 'slots' needs the same key/value attention in every layer, and {type(model).__name__} does "
-        "not have it. Set generate.engine=vllm for this model."
+        f"The rollout engine 'slots' needs the same key/value attention in every layer; {type(model).__name__} has other "
+        "layers. Set generate.engine=vllm for this model."
     )
 
 
@@ -265,17 +265,16 @@ def _decoding(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, no gradients, and an attention that accepts explicit masks; all as before afterwards."""
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
+    masked = attention if attention in ("sdpa", "eager") else "sdpa"
     model.eval()  # type: ignore[no-untyped-call]
-    if attention not in ("sdpa", "eager"):
-        model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(masked)
     try:
         with torch.inference_mode():
             yield
     finally:
         for module in training:
             module.training = True
-        if attention not in ("sdpa", "eager"):
-            model.set_attn_implementation(attention)
+        model.set_attn_implementation(attention)
 
 
 class SlotEngine:
@@ -295,31 +294,25 @@ class SlotEngine:
         if kinds - {"full_attention", "sliding_attention"} or not model._supports_attention_backend:
             raise _unsupported(model)
         self.model, self.eos, self.slots = model, frozenset(eos_token_ids), slots
-
-    @property
-    def version(self) -> str:
-        """Version of this engine and of the libraries that decide the last bits."""
-        return f"1 (transformers {transformers.__version__}, torch {torch.__version__})"
+        self.version = f"1 (transformers {transformers.__version__}, torch {torch.__version__})"
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] = quiet
     ) -> list[list[Rollout]]:
         """See `Engine.generate`."""
-        _check(self.model, requests, sampling)
+        columns = _check(self.model, requests, sampling)
         results: list[list[Rollout]] = [[Rollout([], False)] * request.samples for request in requests]
         with _decoding(self.model):
-            for row in self._responses(requests, sampling):
+            for row in self._responses(requests, sampling, columns):
                 results[row.request][row.sample] = Rollout(row.tokens, self._finished(row))
                 progress(1)
         return results
 
-    def _responses(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[_Row]:
+    def _responses(self, requests: Sequence[Request], sampling: Sampling, columns: int) -> Iterator[_Row]:
         """The responses in the order in which they end."""
         queue = _queue(self.model, requests, sampling)
         slots = min(self.slots, sum(request.samples for request in requests))
-        cache = SlotCache(
-            slots, max((len(request.prompt) for request in requests), default=0) + sampling.max_new_tokens
-        )
+        cache = SlotCache(slots, columns)
         rows: list[_Row] = []
         for slot, (row, prompt) in zip(range(slots), queue, strict=False):
             cache.load(slot, prompt)
@@ -343,13 +336,11 @@ class SlotEngine:
         fed, places, chances = zip(*(row.step() for row in rows), strict=True)
         device = self.model.device
         positions = torch.tensor(places, device=device)
-        read = max(places) + 1
-        cache.aim(positions, read)
+        visible = torch.arange(max(places) + 1, device=device) <= positions[:, None]
+        cache.aim(positions, visible.shape[1])
         logits = self.model(
             input_ids=torch.tensor(fed, device=device)[:, None],
-            attention_mask=_additive(torch.arange(read, device=device) <= positions[:, None], self.model.dtype)[
-                :, None, None
-            ],
+            attention_mask=_additive(visible, self.model.dtype)[:, None, None],
             position_ids=positions[:, None],
             past_key_values=cache,
             use_cache=True,
@@ -357,7 +348,7 @@ class SlotEngine:
         tokens: list[int] = draw(logits, torch.tensor(chances, dtype=torch.float64, device=device), sampling).tolist()
         if -1 in tokens:
             raise UserError(
-                f"The logits for prompt {rows[tokens.index(-1)].request} are not finite: this policy's weights are broken. "
+                f"The logits for prompt {rows[tokens.index(-1)].request} are not finite: the policy is broken. "
                 "Train it again with a lower learning rate, or take another checkpoint."
             )
         return tokens
@@ -385,23 +376,22 @@ def _queue(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampli
             yield _Row(index, sample, request.prompt, uniforms(request.seed, sample, sampling.max_new_tokens)), states
 
 
-def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> None:
-    """Raise UserError for prompts that this model cannot continue to the limit."""
-    config = model.config.get_text_config()
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    for index, request in enumerate(requests):
-        if not request.prompt:
-            raise UserError(f"Prompt {index} is empty; a response needs at least one token before it.")
-        if not 0 <= min(request.prompt) <= max(request.prompt) < vocabulary:
+def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> int:
+    """The length of the longest prompt with a response up to the limit; UserError where the model cannot go that far."""
+    check_prompts(requests)
+    known = range(len(cast(Tensor, model.get_input_embeddings().weight)))
+    for request in requests:
+        if min(request.prompt) not in known or max(request.prompt) not in known:
             raise UserError(
-                f"Prompt {index} has token {max(request.prompt)}, outside the model's vocabulary of {vocabulary}: "
+                f"A prompt has tokens {min(request.prompt)}…{max(request.prompt)}, the model knows 0…{known[-1]}: "
                 "the tokenizer belongs to another model."
             )
     longest = max((len(request.prompt) for request in requests), default=0) + sampling.max_new_tokens
     for name in ("max_position_embeddings", "sliding_window"):
-        bound = getattr(config, name, None)
+        bound = getattr(model.config.get_text_config(), name, None)
         if bound is not None and longest > bound:
             raise UserError(
                 f"The longest prompt and max_new_tokens={sampling.max_new_tokens} make {longest} tokens, more than the "
                 f"model's {name}={bound}. Shorten the prompts or lower max_new_tokens."
             )
+    return longest

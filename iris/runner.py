@@ -73,6 +73,7 @@ def ensure(stage: Stage, context: Context) -> None:
     with _claimed(stage.kind, stage.key, context) as claim:
         if claim is None:
             return
+        log.info("start %s %s", stage.kind, stage.key)
         with _explained(stage, context):
             compute(stage, context, claim, lambda: run(stage, context, claim))
 
@@ -97,6 +98,7 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
         }
         with storage_errors(context.store.root):
             context.store.commit(stage.kind, stage.key, claim, manifest)
+        log.info("done %s %s in %.1f s: %s", stage.kind, stage.key, manifest["cost"]["seconds"], results)
     context.world.barrier()
 
 

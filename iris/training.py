@@ -109,7 +109,7 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
         model = models.add_lora(model, **settings["lora"])
     run = Run(model, data, objective, settings, context, claim.work)
     label = f"{stage.kind} {stage.name}"
-    with context.progress.line(label, run.steps, "steps") as line, run.tracked(label):
+    with context.progress.line(label, run.steps, "steps") as line, run.tracked(stage.name):
         run.resume(line)
         while len(run.records) < run.steps:
             run.step(line)
@@ -323,10 +323,10 @@ class Run:
         return {name.removeprefix("model."): value for name, value in state.items()} if state else {}
 
     @contextlib.contextmanager
-    def tracked(self, label: str) -> Iterator[None]:
+    def tracked(self, name: str) -> Iterator[None]:
         """Send the records to the trackers named in the execution settings."""
         if self.context.execution.tracking:
-            self.accelerator.init_trackers(label.replace(" ", "-"), _flat(self.settings))
+            self.accelerator.init_trackers(name, _flat(self.settings))
         try:
             yield
         finally:

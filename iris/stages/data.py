@@ -227,6 +227,6 @@ def _too_few(stage: Stage, rows: int, source_rows: int, unusable: Unusable) -> U
         else "so there is nothing to do"
     )
     return UserError(
-        f"{where} has {rows} usable rows of {source_rows}, {wanted}. Not usable: {unusable or 'none'}. "
+        f"{where} has {rows} usable rows of {source_rows}, {wanted}. Not usable: {str(unusable) or 'none'}. "
         "Choose a smaller data.size or 'all', raise data.max_prompt_tokens, or mend the rows."
     )

@@ -115,6 +115,7 @@ def test_modules_and_sentence_data_that_are_missing(monkeypatch: pytest.MonkeyPa
 def test_looking_names_up_does_not_import_lm_eval(folder: Path) -> None:
     import subprocess
 
-    code = f"import sys; from pathlib import Path; from iris.harness import check_tasks; check_tasks(['both'], [Path({str(folder)!r})])"
+    code = "import sys; from pathlib import Path; from iris.harness import check_tasks; "
+    code += f"check_tasks(['both'], [Path({str(folder)!r})])"
     code += "; assert not {'lm_eval', 'torch', 'datasets', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

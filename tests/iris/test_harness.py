@@ -1,13 +1,13 @@
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import socket
 import string
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from iris.contamination import prompt_hash
 from iris.errors import UserError
-from iris.harness import Scores, evaluate, prompt_hashes
+from iris.harness import evaluate, prompt_hashes
 from iris.rollouts import Request, Rollout, Sampling, quiet
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
@@ -107,7 +107,7 @@ metric_list:
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 """
 QUESTIONS = {"1+1": "2", "1+2": "3", "20+2": "22", "3+2": "5"}
-CHOICES = [("a", ["b", "cd"], 1), ("ab", ["b", "a", "bb"], 2), ("who", ["xyz", "b"], 0), ("who", ["b", "what"], 0)]
+CHOICES = [("a", ["b", "cd"], 1), ("ab", ["b", "a", "bb"], 2), ("who", ["xyz", "b"], 0), ("hm", ["b", "what"], 0)]
 
 
 def jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -200,7 +200,7 @@ def test_slot_engine_writes_what_hf_generates_up_to_the_stop(
     full = tokenizer.decode(
         model.generate(prompt, max_new_tokens=300, do_sample=False)[0, 4:], skip_special_tokens=True
     )
-    stop = full[250:252]
+    stop = full[-30:-28]
     assert full.find(stop) > 0
     text = ADD.replace('["\\n", ";"]', json.dumps([stop]))
     (folder / "add.yaml").write_text(text)
@@ -305,11 +305,9 @@ def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(
     jsonl(folder / "data/choose.jsonl", [{"q": long, "choices": ["b", "cd"], "label": 1}])
     scores = evaluate(small, tokenizer, ["choose"], include=[folder])
     response = scores.samples["choose"][0]["response"]
-    kept = ("x" * 40 + ":")[-29:]
-    assert [value for _, value, _ in response] == pytest.approx(
-        [plain(small, tokenizer, kept, f" {choice}")[0] for choice in ("b", "cd")], abs=1e-4
-    )
-    assert scores.truncated == 1
+    expected = [plain(small, tokenizer, (long + ":")[len(choice) - 32 :], f" {choice}")[0] for choice in ("b", "cd")]
+    assert [value for _, value, _ in response] == pytest.approx(expected, abs=1e-4)
+    assert scores.truncated == 2
     jsonl(folder / "data/add.jsonl", [{"question": long, "answer": "1"}])
     engine = Scripted(tokenizer, {})
     scores = evaluate(small, tokenizer, ["add"], include=[folder], engine=engine, max_new_tokens=10)
@@ -445,17 +443,14 @@ def test_two_processes_score_like_one(
     one = evaluate(model, tokenizer, ["add", "choose"], include=[folder], max_new_tokens=8)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(folder / f"{rank}.json")],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-            | {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")  # spares the children the imports
+    children = [fork.Process(target=score_in_a_process, args=(rank, port, folder)) for rank in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=60)
+    assert [child.exitcode for child in children] == [0, 0]
     both = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     assert both[0]["tokens"] + both[1]["tokens"] == one.tokens
     for scores in both:
@@ -468,17 +463,17 @@ def test_two_processes_score_like_one(
                 assert [text, pytest.approx(logp, abs=1e-4), greedy] == expected
 
 
-def score_in_a_process(folder: Path, out: Path) -> None:
-    from dataclasses import asdict
+def score_in_a_process(rank: int, port: int, folder: Path) -> None:
+    from accelerate import PartialState
 
     from iris.world import World
 
+    PartialState._reset_state()
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
-    scores: Scores = evaluate(
-        make_model(), make_tokenizer(), ["add", "choose"], include=[folder], max_new_tokens=8, world=World.join()
-    )
-    out.write_text(json.dumps(asdict(scores)))
-
-
-if __name__ == "__main__":
-    score_in_a_process(Path(sys.argv[1]), Path(sys.argv[2]))
+    world = World.join("cpu")
+    assert world.size == 2
+    names = ["add", "choose"]
+    scores = evaluate(make_model(), make_tokenizer(), names, include=[folder], max_new_tokens=8, world=world)
+    (folder / f"{rank}.json").write_text(json.dumps(asdict(scores)))

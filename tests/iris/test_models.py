@@ -72,7 +72,7 @@ def seal(context: Context, key: str, model: Any, precision: str, results: dict[s
 
 
 def load(context: Context, artifact: Artifact, precision: str = "float32", trainable: bool = False) -> Any:
-    return models.load_policy(artifact, context.store, precision=precision, device=CPU, trainable=trainable)
+    return models.load_policy(artifact, context.store, precision=precision, device=CPU, trainable=trainable)  # type: ignore[call-overload]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -87,7 +87,7 @@ def shift(model: torch.nn.Module, name: str = "") -> None:
     with torch.no_grad():
         for n, p in model.named_parameters():
             if p.requires_grad and name in n:
-                p += 0.05 * torch.randn(p.shape, generator=generator)
+                p.add_(torch.randn(p.shape, generator=generator), alpha=0.05)
 
 
 # --- full weights
@@ -305,7 +305,7 @@ def test_prompt_and_response_are_the_rendered_conversation(tokenizer: PreTrained
     response = models.encode_response(tokenizer, "chat", " so. ")
     assert response[-1] == models.response_end(tokenizer, "chat") == tokenizer.convert_tokens_to_ids(end)
     assert response.count(response[-1]) == 1
-    rendered = tokenizer.apply_chat_template(
+    rendered: Any = tokenizer.apply_chat_template(
         [*turns, {"role": "assistant", "content": " so. "}], tokenize=True, return_dict=False
     )
     ids = models.encode_prompt(tokenizer, "chat", turns) + response
