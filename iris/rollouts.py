@@ -110,14 +110,13 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray[Any, np.dtype[np.
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The cell [n] of cumulated `weights` [n, m] (float64) that `uniform` [n] falls in, and where in it, 0…1 [n]."""
+    """The cell [n] of cumulated `weights` [n, m] (float64) that `uniform` [n] falls in, and where in it, in [0, 1) [n]."""
     cdf = weights.cumsum(-1)
-    total = cdf[:, -1:]
-    # Rounding of the product must not reach the total: the index would fall past the last token that has mass.
-    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    # Below the total for every uniform below 1, rounding included: the cell found has mass.
+    target = uniform[:, None] * cdf[:, -1:]
     index = torch.searchsorted(cdf, target, right=True).clamp(max=weights.shape[-1] - 1)
     mass = weights.gather(-1, index)
-    rest = ((target - cdf.gather(-1, index) + mass) / mass).clamp(0, 1)
+    rest = ((target - cdf.gather(-1, index) + mass) / mass).clamp(0, 1 - 2**-53)
     return index[:, 0], rest[:, 0]
 
 
@@ -238,8 +237,8 @@ def _states(model: PreTrainedModel, cache: DynamicCache) -> Tensor:
 
 def _unsupported(model: PreTrainedModel) -> UserError:
     return UserError(
-        f"The rollout engine 'slots' needs the same key/value attention in every layer; {type(model).__name__} has other "
-        "layers. Set generate.engine=vllm for this model."
+        f"The rollout engine 'slots' needs the same key/value attention in every layer, and {type(model).__name__} "
+        "has other layers. Set generate.engine=vllm for this model."
     )
 
 
@@ -300,6 +299,8 @@ class SlotEngine:
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] = quiet
     ) -> list[list[Rollout]]:
         """See `Engine.generate`."""
+        if not requests:
+            return []
         columns = _check(self.model, requests, sampling)
         results: list[list[Rollout]] = [[Rollout([], False)] * request.samples for request in requests]
         with _decoding(self.model):
@@ -377,7 +378,7 @@ def _queue(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampli
 
 
 def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> int:
-    """The length of the longest prompt with a response up to the limit; UserError where the model cannot go that far."""
+    """Length of the longest prompt with a response up to the limit; UserError where the model cannot go that far."""
     check_prompts(requests)
     known = range(len(cast(Tensor, model.get_input_embeddings().weight)))
     for request in requests:
@@ -386,10 +387,10 @@ def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampli
                 f"A prompt has tokens {min(request.prompt)}…{max(request.prompt)}, the model knows 0…{known[-1]}: "
                 "the tokenizer belongs to another model."
             )
-    longest = max((len(request.prompt) for request in requests), default=0) + sampling.max_new_tokens
+    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
     for name in ("max_position_embeddings", "sliding_window"):
         bound = getattr(model.config.get_text_config(), name, None)
-        if bound is not None and longest > bound:
+        if bound and longest > bound:
             raise UserError(
                 f"The longest prompt and max_new_tokens={sampling.max_new_tokens} make {longest} tokens, more than the "
                 f"model's {name}={bound}. Shorten the prompts or lower max_new_tokens."

@@ -145,6 +145,8 @@ class Store:
         manifest = manifest | {"files": {str(p.relative_to(claim.new)): _file_digest(p) for p in files}}
         path = claim.new / MANIFEST
         path.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, ensure_ascii=False) + "\n")
+        for p in [*files, path]:
+            p.chmod(0o666 & ~_umask())  # some writers leave files that only their owner can read
         for p in [*files, path, claim.new]:
             _fsync(p)
         target = self.folder(kind, key)
@@ -194,6 +196,12 @@ def _file_digest(path: Path) -> str:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _fsync(path: Path) -> None:

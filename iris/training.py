@@ -28,7 +28,7 @@ from iris.errors import UserError
 from iris.logprobs import Policy
 from iris.methods import needs
 from iris.packing import Row, pack
-from iris.plan import Stage
+from iris.plan import Stage, base_of
 from iris.progress import Line
 from iris.runner import Context
 from iris.store import Claim
@@ -106,7 +106,7 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
     models.check_precision(settings["precision"], device)
     model = models.load_policy(parent, context.store, precision=settings["precision"], device=device, trainable=True)
     if settings["lora"] and not models.is_adapted(model):
-        model = models.add_lora(model, **settings["lora"])
+        model = models.add_lora(model, **settings["lora"], seed=settings["seed"])
     run = Run(model, data, objective, settings, context, claim.work)
     label = f"{stage.kind} {stage.name}"
     with context.progress.line(label, run.steps, "steps") as line, run.tracked(stage.name):
@@ -116,6 +116,8 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
     state = run.state()
     if context.world.main:
         models.save_policy(model, claim.new, settings["precision"], state)
+        if (claim.new / "model").is_dir():  # so that transformers and vLLM load the folder as it is
+            models.load_tokenizer(context.artifact(base_of(stage))).save_pretrained(claim.new / "model")
         (claim.new / "steps.jsonl").write_text("".join(json.dumps(r) + "\n" for r in run.records))
     last = run.records[-1]
     results: dict[str, Any] = {

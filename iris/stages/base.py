@@ -1,7 +1,8 @@
 """`base`: build, unpack or find π₀, and make sure that its model and its tokenizer belong together."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from tokenizers import Tokenizer, decoders
-from tokenizers.models import BPE
+from tokenizers import Regex, Tokenizer, decoders
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -62,7 +64,7 @@ def _bring(stage: Stage, new: Path) -> Path:
 
 
 def _build(identity: Mapping[str, Any], folder: Path) -> None:
-    tokenizer = character_tokenizer(identity["alphabet"])
+    tokenizer = character_tokenizer(identity["alphabet"], identity["words"])
     config = _configuration(identity["architecture"], tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(identity["seed"])
@@ -71,14 +73,19 @@ def _build(identity: Mapping[str, Any], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def character_tokenizer(alphabet: str | None) -> PreTrainedTokenizerFast:
-    """One token a character, `decode(encode(x)) == x` for every text in the alphabet; `<pad>`, `</s>`, `<unk>` lead."""
+def character_tokenizer(alphabet: str | None, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token a character, or one of the given words where it occurs (the longest first); `<pad>`, `</s>`, `<unk>` lead.
+
+    `decode(encode(x)) == x` for every text in the alphabet.
+    """
     if not alphabet:
         raise UserError(
             "model.alphabet is empty: a model built from its configuration needs the tokenizer's characters."
         )
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*_SPECIAL.values(), *alphabet]))}
-    backend = Tokenizer(BPE(vocabulary, [], unk_token=_SPECIAL["unk_token"]))
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*_SPECIAL.values(), *alphabet, *words]))}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
+    choices = [re.escape(word) for word in sorted(words, key=len, reverse=True)]
+    backend.pre_tokenizer = Split(Regex("|".join([*choices, r"(?:.|\n)"])), behavior="isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, clean_up_tokenization_spaces=False, **_SPECIAL

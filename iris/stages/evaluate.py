@@ -15,7 +15,7 @@ from iris.store import Claim
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Leaves scores.json, samples/<task>.jsonl and prompts.json (hashes for the contamination check)."""
     settings, policy = stage.identity, context.artifact(stage.one("policy"))
-    tokenizer = models.load_tokenizer(context.artifact(base_of(stage.one("policy"))))
+    tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
     device = models.device(context.execution.device)
     model = models.load_policy(policy, context.store, precision=settings["precision"], device=device)
     scores = harness.evaluate(

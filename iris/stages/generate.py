@@ -18,14 +18,17 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     rows = data.read_rows(context.artifact(stage.one("data")))
     slices = data.shards(rows.ids, identity["shard"])
     sampling = Sampling(identity["temperature"], identity["top_p"], identity["max_new_tokens"])
-    tokenizer = models.load_tokenizer(context.artifact(base_of(policy)))
+    tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
     sampler = lazily(lambda: _engine(stage, context))
 
     def work(n: int, claim: Claim, advance: Advance) -> dict[str, Any]:
         part = range(len(rows.ids))[slices[n]]
         requests = [
             Request(
-                rows.prompt_tokens[i].tolist(), seed(identity, rows.ids[i]), identity["samples"], len(rows.response_tokens[i])
+                rows.prompt_tokens[i].tolist(),
+                seed(identity, rows.ids[i]),
+                identity["samples"],
+                len(rows.response_tokens[i]),
             )
             for i in part
         ]
@@ -67,10 +70,16 @@ def _part(identity: Any, digest: str) -> dict[str, Any]:
 
 
 def _engine(stage: Stage, context: Context) -> Engine:
-    policy = context.artifact(stage.one("policy"))
-    device = models.device(context.execution.device)
-    precision = stage.identity["precision"]
-    tokenizer = models.load_tokenizer(context.artifact(base_of(stage.one("policy"))))
-    model = models.load_policy(policy, context.store, precision=precision, device=device)
+    policy, name, precision = (
+        context.artifact(stage.one("policy")),
+        stage.identity["engine"],
+        stage.identity["precision"],
+    )
+    tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
+    model = models.load_policy(
+        policy, context.store, precision=precision, device=models.device(context.execution.device)
+    )
+    # An adapter has no folder that another program could load; the slots do not need one.
+    folder = models.model_folder(policy) if name == "vllm" else policy.folder
     eos = models.eos_token_ids(model, tokenizer)
-    return engine(stage.identity["engine"], lambda: model, models.model_folder(policy), eos, context.execution.slots)
+    return engine(name, lambda: model, folder, eos, context.execution.slots, precision)

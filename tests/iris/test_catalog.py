@@ -19,6 +19,9 @@ TASK = "task: {name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    te
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    write(tmp_path, "other.jsonl", "{}\n")
+    tmp_path = tmp_path / "tasks"
+    tmp_path.mkdir()
     write(tmp_path, "one.yaml", TASK.format(name="one", data="rows.jsonl") + "tag: numbers\n")
     write(tmp_path, "two.yaml", "include: one.yaml\ntask: two\n")
     write(tmp_path, "both.yaml", "group: both\ntask:\n  - one\n  - task: two\n    num_fewshot: 1\n")
@@ -27,7 +30,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_local_names_are_found_with_what_they_lead_to(folder: Path) -> None:
-    for name in ("both", "numbers"):
+    write(
+        folder,
+        "inline.yaml",
+        "group: inline\ntask:\n  - group: pair\n    task: [one, two]\n  - {task: x, dataset_path: d}\n",
+    )
+    write(folder, "template.yaml", "output_type: generate_until\n")
+    for name in ("both", "numbers", "inline"):
         selection = select([name], [folder])
         assert [task.name for task in selection.tasks] == ["one", "two"]
         assert selection.harness == set()
@@ -70,7 +79,8 @@ def test_own_definition_goes_before_the_harness(folder: Path) -> None:
         ("x.yaml", "- task\n", "one", "x.yaml holds no keys"),
         ("x.yaml", "include: gone.yaml\ntask: x\n", "one", r"gone.yaml cannot be read"),
         ("x.yaml", "task: one\n", "one", r"'one' is defined twice: in .*one.yaml and .*x.yaml"),
-        ("x.yaml", TASK.format(name="x", data="[gone.jsonl]"), "x", r"'x' reads .*gone.jsonl, which does not exist"),
+        ("x.yaml", TASK.format(name="x", data="[gone.jsonl]"), "x", r"'x' .* reads .*gone.jsonl, which does not exist"),
+        ("x.yaml", TASK.format(name="x", data="../other.jsonl"), "x", r"other.jsonl, which lies outside the folders"),
         ("x.yaml", "task: x\nunsafe_code: true\n", "x", "'x' runs code that the model writes"),
         ("x.txt", "", "minerva_math", "antlr 4.11.*leaderboard_math_hard"),
     ],

@@ -15,6 +15,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from iris import compose, data, models
 from iris.config import Data, Execution, Model
@@ -38,6 +39,7 @@ MODEL = Model(
 )
 PAIRS = [{"prompt": f"question {i}?", "response": f"answer {i}"} for i in range(12)]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONF = Path(__file__).parents[2] / "conf" / "data"
 Row = Mapping[str, Any]
 
 
@@ -349,7 +351,7 @@ def nests(draw: st.DrawFn) -> tuple[list[Row], list[Row], int, int, int]:
     return rows, draw(st.permutations(rows)), sizes[0], sizes[1], draw(st.integers(0, 3))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(nests())
 def test_smaller_subsets_are_prefixes_of_larger_ones_in_any_order_of_the_source(
     context: Context, tmp_path_factory: pytest.TempPathFactory, nest: tuple[list[Row], list[Row], int, int, int]
@@ -541,7 +543,7 @@ def test_a_run_that_was_killed_begins_anew(context: Context, tmp_path: Path) -> 
         assert (tmp_path / "1" / "new" / name).read_bytes() == (tmp_path / "2" / "new" / name).read_bytes()
 
 
-def test_shipped_configurations_compose() -> None:
+def test_ultrachat_composes() -> None:
     ultrachat = compose.load(["+method=iris", "data=ultrachat", "data.size=50k"]).data
     assert asdict(ultrachat) | {"generator": {}} == asdict(
         Data(
@@ -553,14 +555,18 @@ def test_shipped_configurations_compose() -> None:
             size="50k",
         )
     )
-    for source in ("files", "hub"):
-        shipped = compose.load(["+method=spin", f"data={source}", "data.path=x", "data.prompt=question"]).data
-        assert (shipped.source, shipped.path, shipped.prompt, shipped.size) == (source, "x", "question", "all")
 
 
-@pytest.mark.parametrize(
-    "file", sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml")), ids=lambda f: f.stem
-)
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_generic_configurations_need_a_path_only(source: str, context: Context) -> None:
+    shipped = OmegaConf.load(CONF / f"{source}.yaml").data
+    config = Data(**shipped)
+    assert (config.source, config.size, config.messages) == (source, "all", None)
+    with pytest.raises(UserError, match=r"data.path is empty"):
+        stage_of(config)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda f: f.stem)
 def test_a_configuration_opens_with_its_command(file: Path) -> None:
     command = next(line for line in file.read_text().splitlines() if line != "# @package _global_")
     assert command.startswith("# python -m iris.run +method=") and f"data={file.stem}" in command.split()

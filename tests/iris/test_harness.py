@@ -1,15 +1,13 @@
 import json
 import logging
 import math
-import multiprocessing
 import os
 import random
-import socket
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import datasets
 import numpy as np
@@ -261,43 +259,6 @@ def test_choices_are_scored_by_their_likelihood(
     assert scores.truncated == 0
 
 
-def test_requests_agree_with_those_of_plain_hflm(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
-    from iris.harness_lm import HarnessModel
-    from iris.progress import Progress
-    from iris.world import World
-
-    short = make_model(context=48)
-    ours = HarnessModel(
-        short,
-        make_tokenizer(),
-        Scripted(tokenizer, {}),
-        micro_batch_tokens=64,
-        max_new_tokens=None,
-        seed=0,
-        world=World(),
-        progress=Progress(quiet=True),
-    )
-    theirs = HFLM(pretrained=short, tokenizer=make_tokenizer(), batch_size=2)
-    random.seed(1)
-    text = "".join(random.choices(CHARACTERS, k=200))
-    pairs = [(text[i : i + n], text[100 - m : 100]) for i in (0, 3) for n in (1, 17, 30) for m in (1, 4)] + [
-        ("", "abc")
-    ]
-    greedy = short.generate(torch.tensor([make_tokenizer().encode("abc")]), max_new_tokens=1, do_sample=False)
-    pairs.append(("abc", make_tokenizer().decode(greedy[0, -1:])))
-    requests = [Instance("loglikelihood", {}, pair, 0, ("t", i, 1)) for i, pair in enumerate(pairs)]
-    for (a, b), (c, d) in zip(ours.loglikelihood(requests), theirs.loglikelihood(requests), strict=True):
-        assert a == pytest.approx(c, abs=1e-4)
-        assert b == d
-    assert ours.loglikelihood(requests)[-1][1] is True
-    rolling = [Instance("loglikelihood_rolling", {}, (text[:n],), 0, ("t", n, 1)) for n in (1, 47, 130)]
-    assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs.loglikelihood_rolling(rolling), abs=1e-3)
-    assert short.config._attn_implementation == "sdpa"
-
-
 def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(
     tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
@@ -351,6 +312,28 @@ def test_mistakes_in_a_task_are_told(
     (folder / "add.yaml").write_text(ADD.replace(*change))
     with pytest.raises(UserError, match=f"(?s){message}"):
         evaluate(model, tokenizer, ["add"], include=[folder], engine=Scripted(tokenizer, {}))
+
+
+def test_a_task_can_be_asked_for_once(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    (folder / "sums.yaml").write_text("group: sums\ntask: [add]\n")
+    with pytest.raises(UserError, match=r"add, sums do not go together.*'add'"):
+        evaluate(model, tokenizer, ["add", "sums"], include=[folder])
+
+
+def test_default_metric(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    (folder / "choose.yaml").write_text(CHOOSE.partition("metric_list")[0])
+    scores = evaluate(model, tokenizer, ["choose"], include=[folder])
+    assert scores.main["choose"] == ("acc_norm,none", scores.tasks["choose"]["acc_norm,none"], ANY)
+
+
+def test_documents_without_a_score_are_noticed() -> None:
+    from iris.harness_scores import check_counts
+
+    check_counts({"a": {"original": 5, "effective": 3}, "b": {"original": 2, "effective": 2}}, 3)
+    with pytest.raises(UserError, match="'a' scored 3 of its 5 documents"):
+        check_counts({"a": {"original": 5, "effective": 3}}, None)
 
 
 def test_a_task_without_its_main_metric_has_no_score(
@@ -432,48 +415,3 @@ def test_nothing_is_left_behind(
     assert logger.level == level
     assert datasets.is_caching_enabled()
     assert capfd.readouterr() == ("", "")
-
-
-def test_two_processes_score_like_one(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
-    # Three questions for two processes, each with examples that are drawn at random.
-    jsonl(folder / "data/add.jsonl", [{"question": q, "answer": a} for q, a in list(QUESTIONS.items())[:3]])
-    (folder / "add.yaml").write_text(ADD + "num_fewshot: 4\n")
-    one = evaluate(model, tokenizer, ["add", "choose"], include=[folder], max_new_tokens=8)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")  # spares the children the imports
-    children = [fork.Process(target=score_in_a_process, args=(rank, port, folder)) for rank in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(timeout=60)
-    assert [child.exitcode for child in children] == [0, 0]
-    both = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-    assert both[0]["tokens"] + both[1]["tokens"] == one.tokens
-    for scores in both:
-        assert scores["average"] == one.average
-        assert scores["tasks"] == one.tasks
-        assert [s["prompt"] for s in scores["samples"]["add"]] == [s["prompt"] for s in one.samples["add"]]
-        assert [s["response"] for s in scores["samples"]["add"]] == [s["response"] for s in one.samples["add"]]
-        for theirs, ours in zip(scores["samples"]["choose"], one.samples["choose"], strict=True):
-            for (text, logp, greedy), expected in zip(theirs["response"], ours["response"], strict=True):
-                assert [text, pytest.approx(logp, abs=1e-4), greedy] == expected
-
-
-def score_in_a_process(rank: int, port: int, folder: Path) -> None:
-    from accelerate import PartialState
-
-    from iris.world import World
-
-    PartialState._reset_state()
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    torch.set_num_threads(1)
-    world = World.join("cpu")
-    assert world.size == 2
-    names = ["add", "choose"]
-    scores = evaluate(make_model(), make_tokenizer(), names, include=[folder], max_new_tokens=8, world=world)
-    (folder / f"{rank}.json").write_text(json.dumps(asdict(scores)))
