@@ -128,5 +128,7 @@ def _failure(name: str, config: Mapping[str, Any], error: Exception) -> str:
     return f"The evaluation task '{name}' cannot be built from its data set '{path}': {_told(error)}"
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]

@@ -1,9 +1,12 @@
 """What each method needs. The entry's name is also the name of its function in `iris.objectives` and of its YAML."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from iris.errors import UserError, nearest
+
+_POSITIVE = ("mu", "scale")
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,5 @@ def check_loss(name: str, loss: dict[str, Any]) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise UserError(f"method.loss.{key}={value}: expected a number, or a list of one number per iteration.")
+            if not math.isfinite(number) or number < 0 or (key in _POSITIVE and number == 0):
+                raise UserError(f"method.loss.{key}={value}: expected a number {'above' if key in _POSITIVE else 'from'} 0.")

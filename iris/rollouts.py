@@ -110,7 +110,7 @@ def uniforms(seed: int, sample: int, count: int) -> np.ndarray[Any, np.dtype[np.
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The cell [n] of cumulated `weights` [n, m] (float64) that `uniform` [n] falls in, and where in it, in [0, 1) [n]."""
+    """The cell [n] of cumulated `weights` [n, m] (float64) that `uniform` [n] lies in, and where in it, in [0, 1)."""
     cdf = weights.cumsum(-1)
     # Below the total for every uniform below 1, rounding included: the cell found has mass.
     target = uniform[:, None] * cdf[:, -1:]

@@ -50,6 +50,7 @@ BAD = {
     "+method=iris +method.loss.scal=1": r"method\.loss\.scal: .*'scale'",
     "+method=iris method.loss.scale=big": r"method\.loss\.scale=big: expected a number",
     "+method=iris method.loss.scale=[1,big]": r"method\.loss\.scale.*expected a number",
+    "+method=space method.loss.mu=0": r"method\.loss\.mu=0: expected a number above 0",
     "+method=iris method.name=spni": r"method\.name=spni: choose one of .*'spin'",
     "+method=iris seed=abc": r"seed: .*'abc'",
     "+method=iris seed=-1": r"seed=-1: expected a number at least 0",

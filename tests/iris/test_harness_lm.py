@@ -74,7 +74,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "add.yaml").write_text(DATA.replace("FILE", "add") + ADD)
-    (tmp_path / "choose.yaml").write_text(DATA.replace("FILE", "choose") + CHOOSE)
+    (tmp_path / "choose.yaml").write_text(DATA.replace("FILE", "choose").replace("shots", "choose") + CHOOSE)
     # Three questions for two processes, each with examples that are drawn at random.
     jsonl(tmp_path / "data/add.jsonl", [{"question": f"1+{i}", "answer": str(1 + i)} for i in range(3)])
     jsonl(tmp_path / "data/shots.jsonl", [{"question": f"{i}+0", "answer": str(i)} for i in range(20)])
@@ -152,6 +152,25 @@ def test_two_processes_score_like_one(
         for theirs, ours in zip(scores["samples"]["choose"], one.samples["choose"], strict=True):
             for (text, logp, greedy), expected in zip(theirs["response"], ours["response"], strict=True):
                 assert [text, pytest.approx(logp, abs=1e-4), greedy] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"limit": 0}, "limit=0"), ({"num_fewshot": -1}, "num_fewshot=-1"), ({"chat_template": True}, "no chat template")],
+)
+def test_options_out_of_range(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(model, tokenizer, ["gsm8k"], **options)
+
+
+def test_documents_without_a_score_are_noticed() -> None:
+    from iris.harness_scores import check_counts
+
+    check_counts({"a": {"original": 5, "effective": 3}, "b": {"original": 2, "effective": 2}}, 3)
+    with pytest.raises(UserError, match="'a' scored 3 of its 5 documents"):
+        check_counts({"a": {"original": 5, "effective": 3}}, None)
 
 
 class Pair(World):

@@ -4,14 +4,12 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -375,68 +373,3 @@ def test_engines_by_name(model: PreTrainedModel, tmp_path: Path) -> None:
         engine("slot", lambda: model, tmp_path, [EOS])
     with pytest.raises(UserError, match="slots is 0"):
         engine("slots", lambda: model, tmp_path, [EOS], 0)
-
-
-# --- vLLM
-
-
-def test_vllm_missing(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match=r"pip install 'iris-selfplay\[vllm\]'"):
-        engine("vllm", lambda: model, tmp_path, [EOS])
-
-
-class RecordedLLM:
-    """Answers each prompt with its own tokens, once per sample; the second sample does not end."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings, self.calls = settings, list[Any]()
-
-    def generate(self, prompts: list[dict[str, list[int]]], parameters: list[SimpleNamespace], use_tqdm: bool) -> Any:
-        self.calls = parameters
-        reasons = ["stop", "length"]
-        return [
-            SimpleNamespace(
-                outputs=[
-                    SimpleNamespace(token_ids=tuple(p["prompt_token_ids"]), finish_reason=r) for r in reasons[: q.n]
-                ]
-            )
-            for p, q in zip(prompts, parameters, strict=True)
-        ]
-
-
-def test_what_vllm_is_asked_for(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vllm = ModuleType("vllm")
-    vllm.__dict__.update(LLM=RecordedLLM, SamplingParams=SimpleNamespace, __version__="9.9")
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
-    asked: Any = engine("vllm", lambda: model, tmp_path, [EOS, 5], precision="float32")
-    assert (asked.name, asked.version) == ("vllm", "9.9")
-    ended: list[int] = []
-    batch = [Request([3], 2**64 - 1, hint=1), Request([4, 5], 7, samples=2, hint=9)]
-    sampled = asked.generate(batch, Sampling(0.7, 0.9, 6), ended.append)
-    assert sampled == [[Rollout([3], True)], [Rollout([4, 5], True), Rollout([4, 5], False)]]
-    assert ended == [3]
-    assert asked._llm.settings["model"] == str(tmp_path) and asked._llm.settings["dtype"] == "float32"
-    assert [p.n for p in asked._llm.calls] == [2, 1]
-    for parameters in asked._llm.calls:
-        assert (parameters.temperature, parameters.top_p, parameters.max_tokens) == (0.7, 0.9, 6)
-        assert parameters.stop_token_ids == [EOS, 5] and 0 <= parameters.seed < 2**63
-    with pytest.raises(UserError, match="Prompt 0 is empty"):
-        asked.generate([Request([], 0)], Sampling())
-
-
-@pytest.mark.vllm
-def test_vllm_samples_what_the_slots_sample(tmp_path: Path) -> None:
-    model = build(LlamaConfig(**SIZES | {"hidden_size": 256, "vocab_size": 512}))
-    model.save_pretrained(tmp_path)
-    everyone = requests(4, 1, 25, 9)
-    there = engine("vllm", lambda: model, tmp_path, [EOS], precision="float32")
-    assert there.generate(everyone, GREEDY) == SlotEngine(model, [EOS]).generate(everyone, GREEDY)
-    batch = [Request([4, 5, 3], seed, samples=2) for seed in range(0, 8000, 2)]
-    first = torch.tensor(
-        [r.tokens[0] for samples in there.generate(batch, Sampling(max_new_tokens=1)) for r in samples]
-    )
-    likely, tokens = next_probabilities(model, [4, 5, 3]).topk(8)
-    counts = torch.stack([(first == token).sum() for token in tokens])
-    rest = torch.cat([counts, (len(first) - counts.sum())[None]])
-    assert excess(rest, torch.cat([likely, (1 - likely.sum())[None]])) < 4
