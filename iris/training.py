@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +356,7 @@ def accelerator(context: Context, precision: str) -> Accelerator:
 def _optimizer(policy: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
     parameters = [p for p in policy.parameters() if p.requires_grad]
     options = {"lr": float(settings["learning_rate"]), "weight_decay": settings["weight_decay"]}
-    kinds = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+    kinds: dict[str, Any] = {"adamw": partial(torch.optim.AdamW, fused=True), "rmsprop": torch.optim.RMSprop}
     return kinds[settings["optimizer"]](parameters, **options)
 
 

@@ -23,7 +23,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.1, eos_token_id=EOS)).eval()
 
 
-def test_vllm_missing(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_missing(model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"pip install 'iris-selfplay\[vllm\]'"):
         engine("vllm", lambda: model, tmp_path, [EOS])
@@ -48,7 +48,7 @@ class RecordedLLM:
         ]
 
 
-def test_what_vllm_is_asked_for(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_vllm_is_asked_for(model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = ModuleType("vllm")
     vllm.__dict__.update(LLM=RecordedLLM, SamplingParams=SimpleNamespace, __version__="9.9")
     monkeypatch.setitem(sys.modules, "vllm", vllm)
