@@ -75,9 +75,7 @@ def measure(policy: Stage, evaluate: Stage, name: str, context: runner.Context) 
         for task in (name, f"{name}_sampled")
     )
     tokenizer = models.load_tokenizer(context.artifact(plan.base_of(policy)))
-    model = models.load_policy(
-        context.artifact(policy), context.store, precision="float32", device=torch.device("cpu")
-    )
+    model = models.load_policy(context.artifact(policy), context.store, precision="float32", device=torch.device("cpu"))
     scorer, template = Policy(model).eval(), "{prompt}\n"
     own, annotated = [], []
     for sample in sampled:

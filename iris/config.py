@@ -83,9 +83,9 @@ class Optimization:
 
 @dataclass
 class Lora:
-    """Low-rank adapters instead of full weights."""
+    """Low-rank adapters instead of full weights, from rank 1 on."""
 
-    rank: int = 16
+    rank: int = 0  # 0: full weights
     alpha: float = 32.0
     target_modules: Any = "all-linear"
 
@@ -95,7 +95,7 @@ class Train(Optimization):
     """Self-play training; `sft` holds the supervised stage's own settings."""
 
     precision: str = "float32"  # float32 | bfloat16 (autocast over float32 weights; weights are saved as bfloat16)
-    lora: Lora | None = None
+    lora: Lora = field(default_factory=Lora)
     sft: Optimization = field(default_factory=Optimization)
 
 

@@ -54,4 +54,6 @@ def check_loss(name: str, loss: dict[str, Any]) -> None:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise UserError(f"method.loss.{key}={value}: expected a number, or a list of one number per iteration.")
             if not math.isfinite(number) or number < 0 or (key in _POSITIVE and number == 0):
-                raise UserError(f"method.loss.{key}={value}: expected a number {'above' if key in _POSITIVE else 'from'} 0.")
+                raise UserError(
+                    f"method.loss.{key}={value}: expected a number {'above' if key in _POSITIVE else 'from'} 0."
+                )

@@ -3,18 +3,21 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Tokens = Sequence[int] | np.ndarray[Any, np.dtype[Any]]  # token ids
 
 
 @dataclass(frozen=True)
 class Row:
     """A prompt and the responses that share it, as token ids; responses end with the end-of-sequence token."""
 
-    prompt: Sequence[int]
-    responses: Sequence[Sequence[int]]
+    prompt: Tokens
+    responses: Sequence[Tokens]
 
     def __post_init__(self) -> None:
         if len(self.prompt) == 0:

@@ -271,7 +271,7 @@ def _required(value: str | None, key: str) -> str:
 def _training(train: Train, run: Optimization, t: int) -> dict[str, Any]:
     names = Optimization.__dataclass_fields__
     values = {name: at_iteration(getattr(run, name), t) for name in names}
-    return values | {"precision": train.precision, "lora": asdict(train.lora) if train.lora else None}
+    return values | {"precision": train.precision, "lora": asdict(train.lora) if train.lora.rank else None}
 
 
 def _evaluation(experiment: Experiment) -> dict[str, Any]:

@@ -10,9 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "iris-selfplay torch transformers accelerate datasets peft lm-eval hydra-core reasoning-gym safetensors vllm numpy"
-).split()
+_PACKAGES = [
+    "iris-selfplay",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "lm-eval",
+    "hydra-core",
+    "reasoning-gym",
+    "safetensors",
+    "vllm",
+    "numpy",
+]
 
 
 def collect(store: Path, started: datetime) -> dict[str, Any]:

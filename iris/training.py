@@ -28,7 +28,7 @@ from iris import batching, models, objectives
 from iris.errors import UserError
 from iris.logprobs import Policy
 from iris.methods import needs
-from iris.packing import Row, pack
+from iris.packing import Row, Tokens, pack
 from iris.plan import Stage, base_of
 from iris.progress import Line
 from iris.runner import Context
@@ -42,8 +42,8 @@ class TrainingSet:
     `references` are log-probabilities [J, R, N] under J frozen references (float64).
     """
 
-    prompts: Sequence[Sequence[int]]  # [N]
-    responses: Sequence[Sequence[Sequence[int]]]  # [R][N]
+    prompts: Sequence[Tokens]  # [N]
+    responses: Sequence[Sequence[Tokens]]  # [R][N]
     references: np.ndarray | None = None
     synthetic: int = 0
 
@@ -233,7 +233,7 @@ class Run:
         full[real] = gradient
         start = sum(len(ids) for ids, _ in gathered[: world.rank])
         mine = full[start : start + len(own)].to(values[0])
-        return float(loss.detach()), list(mine.split([len(part) for part in parts]))
+        return float(loss.detach()), list(torch.split(mine, [len(part) for part in parts]))
 
     def _references(self, indices: list[int], *, exact: bool = False) -> Tensor | None:
         """[J, b, R], on the CPU in float64 if `exact`."""
@@ -276,10 +276,10 @@ class Run:
         """Linear warm-up to the peak, then the named decay to zero."""
         peak, warmup = float(self.settings["learning_rate"]), round(self.settings["warmup"] * self.steps)
         if step < warmup:
-            return peak * (step + 1) / warmup
+            return float(peak * (step + 1) / warmup)
         left = (self.steps - step) / max(1, self.steps - warmup)
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
-        return peak * shapes[self.settings["decay"]]
+        return float(peak * shapes[self.settings["decay"]])
 
     def _check(self, step: int, loss: float, norm: Any) -> None:
         if math.isfinite(loss) and math.isfinite(float(norm)):
@@ -357,7 +357,8 @@ def _optimizer(policy: torch.nn.Module, settings: Mapping[str, Any]) -> torch.op
     parameters = [p for p in policy.parameters() if p.requires_grad]
     options = {"lr": float(settings["learning_rate"]), "weight_decay": settings["weight_decay"]}
     kinds: dict[str, Any] = {"adamw": partial(torch.optim.AdamW, fused=True), "rmsprop": torch.optim.RMSprop}
-    return kinds[settings["optimizer"]](parameters, **options)
+    optimizer: torch.optim.Optimizer = kinds[settings["optimizer"]](parameters, **options)
+    return optimizer
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

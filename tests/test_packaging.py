@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TINY = (
-    "data.size=64 train.sft.epochs=1 evaluate.limit=4 iterations=1 execution.tracking=[] execution.device=cpu".split()
-)
+TINY = [
+    "data.size=64",
+    "train.sft.epochs=1",
+    "evaluate.limit=4",
+    "iterations=1",
+    "execution.tracking=[]",
+    "execution.device=cpu",
+]
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         ]
         rollouts = sampler().generate(requests, sampling, advance)
         tokens = [[r.tokens for r in samples] for samples in rollouts]
-        texts = [[tokenizer.decode(t, skip_special_tokens=True) for t in samples] for samples in tokens]
+        texts = [[str(tokenizer.decode(t, skip_special_tokens=True)) for t in samples] for samples in tokens]
         finished = [[r.finished for r in samples] for samples in rollouts]
         write_responses(claim.new, [rows.ids[i] for i in part], tokens, texts, finished)
         flat = [r for samples in rollouts for r in samples]

@@ -1,4 +1,4 @@
-"""The exact global batch: loss and gradient depend on no split over micro-batches and processes; runs resume in the same bits."""
+"""The exact global batch: loss and gradient depend on no split over micro-batches and processes; runs resume in bits."""
 
 import math
 import os
