@@ -65,17 +65,21 @@ def _commit(repository: str, revision: str, kind: str, key: str) -> str:
         ) from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         if not cached.is_file():
-            raise UserError(
-                f"{key}={repository} (revision {revision}): the hub does not answer with it and the cache "
-                f"{constants.HF_HUB_CACHE} does not hold it: {type(error).__name__}. Give a local folder, or download it "
-                f"first: hf download {repository} --repo-type {kind}"
+            raise _not_found(
+                f"the hub does not answer with it ({type(error).__name__})", repository, revision, kind, key
             ) from error
     if not cached.is_file():
-        raise UserError(
-            f"{key}={repository} (revision {revision}): HF_HUB_OFFLINE is set and the cache {constants.HF_HUB_CACHE} does "
-            f"not hold it. Give a local folder, or download it first: hf download {repository} --repo-type {kind}"
-        )
+        raise _not_found("HF_HUB_OFFLINE is set", repository, revision, kind, key)
     return cached.read_text().strip()
+
+
+def _not_found(why: str, repository: str, revision: str, kind: str, key: str) -> UserError:
+    from huggingface_hub import constants
+
+    return UserError(
+        f"{key}={repository} (revision {revision}): {why} and the cache {constants.HF_HUB_CACHE} does not hold it. "
+        f"Give a local folder, or download it first: hf download {repository} --repo-type {kind}"
+    )
 
 
 def _hidden(path: Path, root: Path) -> bool:

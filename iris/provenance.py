@@ -10,20 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = [
-    "iris-selfplay",
-    "torch",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "peft",
-    "lm-eval",
-    "hydra-core",
-    "reasoning-gym",
-    "safetensors",
-    "vllm",
-    "numpy",
-]
+_PACKAGES = ["iris-selfplay", "torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "vllm", "numpy"]
+_PACKAGES += ["lm-eval", "hydra-core", "reasoning-gym"]
 
 
 def collect(store: Path, started: datetime) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stages whose work falls into shards: each shard is an artifact of its own, shared by nested subsets and resumed at."""
+"""Stages whose work falls into shards: each is an artifact of its own, shared by nested subsets and resumed at."""
 
 import contextlib
 from collections.abc import Callable, Sequence

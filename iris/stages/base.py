@@ -74,7 +74,7 @@ def _build(identity: Mapping[str, Any], folder: Path) -> None:
 
 
 def character_tokenizer(alphabet: str | None, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token a character, or one of the given words where it occurs (the longest first); `<pad>`, `</s>`, `<unk>` lead.
+    """One token a character, or a given word where it occurs (the longest first); `<pad>`, `</s>`, `<unk>` lead.
 
     `decode(encode(x)) == x` for every text in the alphabet.
     """

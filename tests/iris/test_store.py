@@ -75,7 +75,7 @@ def test_a_flipped_byte_is_found_set_aside_and_computed_anew(store: Store, name:
 def test_a_missing_file_is_damage(store: Store) -> None:
     put(store)
     (store.folder("sft", "k-1") / "deep" / "file.bin").unlink()
-    with pytest.raises(UserError, match="deep/file.bin"):
+    with pytest.raises(UserError, match=r"deep/file\.bin"):
         store.get("sft", "k-1")
 
 

@@ -1,4 +1,4 @@
-"""The exact global batch: loss and gradient depend on no split over micro-batches and processes; runs resume in bits."""
+"""The exact global batch: its gradient depends on no split over parts and processes; runs resume in the same bits."""
 
 import math
 import os
