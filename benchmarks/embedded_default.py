@@ -5,6 +5,7 @@ the held-out gap, of the SFT policy and after the last iteration. `validation` t
 settings are chosen on; `test` runs the chosen settings once.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,14 +18,14 @@ import torch
 from iris import compose, models, plan, runner
 from iris.config import identity
 from iris.logprobs import Policy
+from iris.methods import METHODS
 from iris.packing import Row, pack
 from iris.plan import Stage
 from iris.progress import Progress
 from iris.store import Store
 
 FOLDER = Path("benchmarks/embedded")
-METHODS = ("sft", "spin", "space", "spif", "t_spin", "tpaw", "iris")
-RATES = (1e-4, 3e-4)
+RATES, SCALES = (1e-4, 3e-4), (None, 1.0)
 # Chosen on the validation split, by sampled accuracy of seed 0: see docs/embedded-default.md.
 CHOSEN: dict[str, list[str]] = {}
 
@@ -32,9 +33,13 @@ CHOSEN: dict[str, list[str]] = {}
 def settings(split: str) -> Iterator[tuple[str, list[str]]]:
     """(label, overrides) of every run of a seed."""
     if split == "validation":
-        for method in METHODS:
+        for method, scale in itertools.product(METHODS, SCALES):
+            if scale is not None and "scale" not in METHODS[method].parameters:
+                continue
             for rate in (3e-5, *RATES) if method == "sft" else RATES:
-                yield f"{method} {rate:g}", [f"+method={method}", f"train.learning_rate={rate}", *tokens(method)]
+                extra = [] if scale is None else [f"method.loss.scale={scale}"]
+                overrides = [f"+method={method}", f"train.learning_rate={rate}", *extra, *tokens(method)]
+                yield f"{method} {rate:g} scale {scale}", overrides
     else:
         for label, overrides in CHOSEN.items():
             yield label, [f"+method={label.split()[0]}", *overrides, *tokens(label.split()[0])]

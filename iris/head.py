@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from iris.packing import Packed
 
-# Logits in a chunk: 64 MiB of float32 on a CPU, 1 GiB on a GPU, where a chunk costs a sweep over the weight's gradient.
-LOGITS = {"cpu": 2**24, "cuda": 2**28}
+# Most positions and most logits of a chunk, by device. 512 positions make a CPU's products efficient while their logits
+# stay near its caches; on a GPU each chunk costs a sweep over the weight's gradient, so chunks are long (1 GiB).
+CHUNK = {"cpu": (512, 2**24), "cuda": (2**14, 2**28)}
 
 Coefficients = Callable[[Tensor, slice], Tensor]
 """From log-probabilities [r] of the responses that the slice names to d loss / d log-probability [r]."""
@@ -31,7 +32,8 @@ class _Head:
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, wanted: tuple[bool, ...] = ()
     ) -> None:
         self.hidden, self.weight, self.bias, self.labels = hidden, weight.to(hidden.dtype), bias, labels
-        self.size = max(1, LOGITS[hidden.device.type] // len(weight))
+        positions, logits = CHUNK[hidden.device.type]
+        self.size = max(1, min(positions, logits // len(weight)))
         self.buffer = hidden.new_empty(min(self.size, len(hidden)), len(weight), dtype=torch.float32)
         self.total = hidden.new_empty(0)
         # Sums over chunks accumulate in float32; rows of the hidden gradient are written once.

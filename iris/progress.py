@@ -82,6 +82,10 @@ class Progress:
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(file=sys.stderr, quiet=quiet)
 
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
     @contextmanager
     def line(self, label: str, total: int, unit: str) -> Iterator[Line]:
         """A progress line that ends with the block."""

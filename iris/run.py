@@ -5,30 +5,37 @@ python -m iris.run --help                     the configuration groups
 
 import logging
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from iris import compose, plan, runner, table
+from iris import compose, plan, processes, runner, table
 from iris.config import Config, identity
 from iris.errors import UserError
 from iris.methods import METHODS
 from iris.plan import Chain
 from iris.progress import Progress
-from iris.store import Store
+from iris.store import Store, storage_errors
 from iris.world import World
 
 log = logging.getLogger("iris")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: ends a run like Ctrl-C does."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 finished, 2 an error that the user can mend (in one message)."""
+    """The command. Exit status: 0 finished, 2 an error that the user can mend (in one message), 130/143 stopped."""
     arguments = compose.normalize(sys.argv[1:] if arguments is None else list(arguments))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         if any(a in ("--help", "-h") for a in arguments):
             print(_help())
@@ -39,10 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped: finished stages are kept and the same command continues.", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
@@ -50,15 +61,15 @@ def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
     experiment, execution = identity(config), config.execution
     store = Store(config.store)
     chain = plan.chain(experiment)
-    if execution.processes > 1 and "WORLD_SIZE" not in os.environ and runner.missing(chain, store):
-        _start_processes(execution.processes, overrides)
-    runner.configure_threads(execution)
-    world = World.join(execution.device) if runner.missing(chain, store) else World()
     folder = Path(config.output).expanduser().absolute() / chain.name
+    if execution.processes > 1 and "WORLD_SIZE" not in os.environ and runner.missing(chain, store):
+        _prepare(folder, config)
+        processes.start(execution.processes, overrides, folder)
+        return table.lines(chain, store)
+    runner.configure_threads(execution)
+    world = World.join(execution.device)
     if world.main:
-        store.prepare()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        _prepare(folder, config)
         _log_to(folder / "run.log")
     context = runner.Context(store, execution, Progress(quiet=not world.main), world, folder)
     _preflight(chain, config, context)
@@ -66,21 +77,31 @@ def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
     return _report(chain, config, store, folder) if world.main else []
 
 
+def _prepare(folder: Path, config: Config) -> None:
+    with storage_errors(Path(config.output).absolute(), "output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        table.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
 def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:
     """What needs heavy imports to check, only when something is going to run."""
-    if not runner.missing(chain, context.store):
+    missing = runner.missing(chain, context.store)
+    if not missing:
         return
+    if context.world.main:
+        context.store.prepare()
     from iris import harness, models
 
     models.check_precision(config.train.precision, models.device(config.execution.device))
     harness.check_tasks(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
-    log.info("%d of %d stages are missing", len(runner.missing(chain, context.store)), len(chain.stages))
+    log.info("%d of %d stages are missing", len(missing), len(chain.stages))
 
 
 def _report(chain: Chain, config: Config, store: Store, folder: Path) -> list[table.Line]:
     lines = table.lines(chain, store)
     found, total = table.contamination(chain, store)
-    table.write(folder, chain, lines, {"contaminated": found, "evaluation_documents": total})
+    with storage_errors(folder.parent, "output"):
+        table.write(folder, chain, lines, {"contaminated": found, "evaluation_documents": total})
     console = Console(soft_wrap=True)
     console.print(table.render(chain, lines))
     console.print(f"score: {', '.join(lines[0].tasks)} in percent, ± standard error; seconds of each row's own stages")
@@ -89,35 +110,40 @@ def _report(chain: Chain, config: Config, store: Store, folder: Path) -> list[ta
     return lines
 
 
-def _start_processes(count: int, overrides: Sequence[str]) -> None:
-    """Replace this process's work by `count` processes of the same command; returns when they have finished."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run([*command, "-m", "iris.run", *overrides])
-    if done.returncode:
-        raise UserError(f"one of the {count} processes failed (exit status {done.returncode}): see its message above.")
+class _RunLog(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A log that cannot be written is no reason to stop; a full disk is reported by the stage that meets it."""
 
 
 def _log_to(path: Path) -> None:
-    handler = logging.FileHandler(path)
+    with storage_errors(path.parent, "output"):
+        handler = _RunLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for old in log.handlers:
+        old.close()
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 # --- Hydra's own flags: --cfg, --multirun, --info, --shell-completion …
 
 
+_FOLDERS = ("hydra.sweep.dir=${output}", "hydra/job_logging=disabled")  # no files where the command is typed
+
+
 def _hydra(arguments: Sequence[str]) -> None:
-    settings = [a for a in arguments if "=" in a and not a.startswith("-")]
+    settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    flags = [a for a in arguments if a not in settings]
     if not any(a in ("--multirun", "-m") for a in arguments):
         compose.load(settings)
 
     @hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
-        run(compose.to_config(composed), [])
+        run(compose.to_config(composed), list(HydraConfig.get().overrides.task))
 
     compose.register()
-    sys.argv[1:] = arguments
+    sys.argv[1:] = [*flags, *_FOLDERS, *settings]  # Hydra wants settings in one row
     os.environ["HYDRA_FULL_ERROR"] = "1"  # an exception passes through, so that its message is ours
     with compose.explained():
         job()

@@ -1,9 +1,11 @@
 """Run the stages of a chain that are missing: each once, whoever else runs the same, and sealed in the store."""
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
+import re
 import resource
 import sys
 import time
@@ -22,6 +24,8 @@ from iris.store import Artifact, Claim, Store, storage_errors
 from iris.world import World
 
 log = logging.getLogger("iris")
+_MEMORY = re.compile("out of memory|can(no|')t allocate memory", re.IGNORECASE)
+_HIDING = (RuntimeError, OSError)  # what says in its text alone that memory ran out
 _MEMORY_KNOBS = {
     "generate": "execution.slots",
     "evaluate": "execution.slots and execution.micro_batch_tokens",
@@ -108,26 +112,41 @@ def _claimed(kind: str, key: str, context: Context) -> Iterator[Claim | None]:
     if not world.main:
         yield world.broadcast(None)
         return
-    with context.store.claim(kind, key) as claim:
+    with context.store.claim(
+        kind, key, lambda: context.progress.say(f"{kind} {key}: another run has it, waiting")
+    ) as claim:
         yield world.broadcast(claim)
 
 
 @contextlib.contextmanager
 def _explained(stage: Stage, context: Context) -> Iterator[None]:
     """Turn what users meet most (memory, disk) into a message that names the knob."""
-    try:
-        with storage_errors(context.store.root):
+    with storage_errors(context.store.root):
+        try:
             yield
-    except (MemoryError, RuntimeError) as error:
-        if not (
-            isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
-        ):
+        except Exception as error:
+            if number := _disk_error(error):
+                raise OSError(number, f"{os.strerror(number)}: {error}") from error
+            if isinstance(error, MemoryError) or (isinstance(error, _HIDING) and _MEMORY.search(str(error))):
+                raise _out_of_memory(stage) from error
             raise
-        knob = _MEMORY_KNOBS.get(stage.kind, "the batch size")
-        raise UserError(
-            f"Stage {stage.kind} ({stage.name}) ran out of memory: lower {knob}. This changes no result and no key; "
-            "finished stages are kept and the same command continues."
-        ) from error
+
+
+def _disk_error(error: Exception) -> int | None:
+    """The number of the operating system's error behind one of a library that hides it."""
+    if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+        return int(match[1])
+    if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter|iostream", str(error)):
+        return errno.ENOSPC  # torch.save: it says where it stopped, not why
+    return None
+
+
+def _out_of_memory(stage: Stage) -> UserError:
+    knob = _MEMORY_KNOBS.get(stage.kind, "the batch size")
+    return UserError(
+        f"Stage {stage.kind} ({stage.name}) ran out of memory: lower {knob}. This changes no result and no key; "
+        "finished stages are kept and the same command continues."
+    )
 
 
 def _cost(clock: float, cpu: float, tokens: int) -> dict[str, float]:

@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from iris.errors import UserError
 
@@ -26,6 +26,7 @@ _CHUNK = 1 << 22
 _STORAGE_ERRORS = {
     errno.ENOSPC: "is full",
     errno.EDQUOT: "is over its quota",
+    errno.EFBIG: "takes no file of this size",
     errno.EACCES: "may not be written",
     errno.EPERM: "may not be written",
     errno.EROFS: "is read-only",
@@ -83,7 +84,7 @@ class Store:
         return self.root / kind / key
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact of a key, or None. Reads its manifest only."""
+        """The finished artifact of a key, or None; one in shards is there if they are. Reads manifests only."""
         folder = self.folder(kind, key)
         try:
             text = (folder / MANIFEST).read_text()
@@ -98,7 +99,8 @@ class Store:
             sealed = False
         if not sealed:
             raise self._set_aside(folder, [MANIFEST])
-        return Artifact(folder, manifest)
+        shards = manifest["inputs"].get("shards", [])
+        return Artifact(folder, manifest) if all((self.folder(kind, s) / MANIFEST).is_file() for s in shards) else None
 
     def get(self, kind: str, key: str, *, check: bool = True) -> Artifact:
         """The finished artifact of a key, its files compared with their checksums unless `check` is off."""
@@ -115,13 +117,13 @@ class Store:
         return [name for name, digest in files.items() if _file_digest(artifact.folder / name) != digest]
 
     @contextlib.contextmanager
-    def claim(self, kind: str, key: str, timeout: float = -1) -> Iterator[Claim | None]:
+    def claim(self, kind: str, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Claim | None]:
         """Hold the key's lock; yields None when another process has finished it meanwhile.
 
-        The kernel frees the lock of a dead holder. Raises `filelock.Timeout` after `timeout` seconds (−1: wait).
+        `waiting` is called once if another process holds it. The kernel frees the lock of a dead holder.
         """
         lock_file = self.root / ".locks" / f"{key}.lock"
-        with storage_errors(self.root), FileLock(lock_file, timeout=timeout, thread_local=False):
+        with storage_errors(self.root), _locked(FileLock(lock_file, thread_local=False), waiting):
             if self.find(kind, key) is not None:
                 lock_file.unlink(missing_ok=True)
                 yield None
@@ -164,7 +166,7 @@ class Store:
 
     def _set_aside(self, folder: Path, bad: list[str]) -> UserError:
         aside = self.root / ".corrupt" / f"{folder.parent.name}-{folder.name}-{uuid.uuid4().hex[:8]}"
-        with storage_errors(self.root):
+        with storage_errors(self.root), contextlib.suppress(FileNotFoundError):  # another process was faster
             aside.parent.mkdir(exist_ok=True)
             folder.rename(aside)
         return UserError(
@@ -174,16 +176,20 @@ class Store:
 
 
 @contextlib.contextmanager
-def storage_errors(root: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden file system into one clear message."""
+def storage_errors(root: Path, key: str = "store") -> Iterator[None]:
+    """Turn a full, read-only or forbidden file system into one clear message; `root` is the folder that `key` sets."""
     try:
         yield
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:
             raise
+        file = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
+        what, remedy = f"The {key} {root}", f"choose another folder with {key}=FOLDER"
+        if root not in (file, *file.parents) and file not in root.parents:
+            what, remedy = str(file), "give access to it"
         raise UserError(
-            f"The store {root} {_STORAGE_ERRORS[error.errno]} ({error}). Free space or choose another folder with "
-            "store=FOLDER; finished stages are kept and the same command continues."
+            f"{what} {_STORAGE_ERRORS[error.errno]} ({error}). Free space or {remedy}; finished stages are kept and "
+            "the same command continues."
         ) from error
 
 
@@ -196,6 +202,19 @@ def _file_digest(path: Path) -> str:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(lock: FileLock, waiting: Callable[[], None]) -> Iterator[None]:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """The final table of an experiment: one line per policy, read from manifests alone."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,17 @@ def markdown(chain: Chain, table: list[Line]) -> str:
 
 def write(folder: Path, chain: Chain, table: list[Line], facts: dict[str, Any]) -> None:
     """Leave the table in the run's folder as Markdown and JSON."""
-    (folder / "table.md").write_text(markdown(chain, table))
+    replace(folder / "table.md", markdown(chain, table))
     content = {"experiment": chain.name, "rows": [vars(line) for line in table]} | facts
     content["stages"] = [{"kind": s.kind, "key": s.key} for s in chain.stages]
-    (folder / "table.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    replace(folder / "table.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file that others may read or write at the same time: all of it or nothing."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
 
 
 def contamination(chain: Chain, store: Store) -> tuple[int, int]:

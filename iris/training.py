@@ -340,12 +340,14 @@ class Run:
 def accelerator(context: Context, precision: str) -> Accelerator:
     """An Accelerator for the execution settings; one process may run stages of several precisions in turn."""
     AcceleratorState._reset_state()
-    execution = context.execution
+    execution, cpu = context.execution, models.device(context.execution.device).type == "cpu"
     plugin = None
     if execution.distributed == "fsdp2" and context.world.size > 1:
+        if cpu:  # accelerate would quietly replicate the model instead
+            raise UserError("execution.distributed=fsdp2 needs GPUs; on a CPU use execution.distributed=ddp.")
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     return Accelerator(
-        cpu=models.device(execution.device).type == "cpu",
+        cpu=cpu,
         mixed_precision="bf16" if precision == "bfloat16" else "no",
         fsdp_plugin=plugin,
         log_with=list(execution.tracking) or None,

@@ -93,7 +93,7 @@ MODELS = {
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of five positions: rows are longer, shorter and equal to a chunk."""
-    monkeypatch.setitem(head.LOGITS, "cpu", 5 * VOCABULARY)
+    monkeypatch.setitem(head.CHUNK, "cpu", (100, 5 * VOCABULARY))
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ def test_fused_gradient_of_a_loss_of_rows() -> None:
 
 def test_coefficients_are_asked_for_complete_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row([1], [[2] * 3, [3] * 3]), Row([1], [[2] * 2]), Row([1], [[2] * 9]), Row([1], [[2], [3]])]
-    monkeypatch.setitem(head.LOGITS, "cpu", 8 * VOCABULARY)
+    monkeypatch.setitem(head.CHUNK, "cpu", (8, 2**20))
     asked: list[slice] = []
     Policy(tiny())(pack(rows), lambda logps, responses: (asked.append(responses), torch.ones_like(logps))[1])
     assert asked == [slice(0, 3), slice(3, 4), slice(4, 6)]

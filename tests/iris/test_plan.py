@@ -1,0 +1,326 @@
+"""Keys: what determines content changes them, nothing else does, and what agrees is shared."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iris import plan
+from iris.config import Config, Execution, identity
+from iris.errors import UserError
+from iris.methods import METHODS, needs
+from iris.plan import Chain, Stage
+
+Keys = dict[str, str]
+Tiny = Callable[..., Config]
+HEAVY = ("torch", "transformers", "datasets", "lm_eval", "peft", "accelerate", "pandas", "reasoning_gym")
+SHARED = {"base", "data", "sft", "generate0", "score0-y", "score0-y0", "evaluate-base", "evaluate-sft"}
+CONSTANT = {"schedule.name": "constant", "schedule.params": {"alpha": 2.0}}
+LINEAR = {"schedule.name": "linear", "schedule.params": {"start": 2.0, "end": 0.5}}
+
+
+@pytest.fixture
+def chain(tiny: Tiny, tmp_path: Path) -> Callable[..., Chain]:
+    def make(method: str = "iris", changes: dict[str, Any] | None = None) -> Chain:
+        return plan.chain(identity(tiny(method, tmp_path / "store", changes)))
+
+    return make
+
+
+@pytest.fixture
+def keys(chain: Callable[..., Chain]) -> Callable[..., Keys]:
+    return lambda *arguments: named(chain(*arguments))
+
+
+def named(chain: Chain) -> Keys:
+    """The key of every stage under a name that says which it is: score1-y0 scores the first responses under π_1."""
+    policies = [row.policy.key for row in chain.rows if row.label != "base"]
+    generates = [s.key for s in chain.stages if s.kind == "generate"]
+
+    def name(stage: Stage) -> str:
+        if stage.kind in ("base", "data", "sft"):
+            return stage.kind
+        if stage.kind == "train":
+            return f"train{policies.index(stage.key) - 1}"
+        policy = stage.one("policy").key
+        if stage.kind == "evaluate":
+            return f"evaluate-{next(row.label for row in chain.rows if row.policy.key == policy)}"
+        if stage.kind == "generate":
+            return f"generate{policies.index(policy)}"
+        responses = stage.one("responses")
+        what = "y" if responses.kind == "data" else f"y{generates.index(responses.key)}"
+        return f"score{policies.index(policy)}-{what}"
+
+    result = {name(stage): stage.key for stage in chain.stages}
+    assert len(result) == len(chain.stages) == len(set(result.values()))
+    return result
+
+
+def changed(before: Keys, after: Keys) -> set[str]:
+    assert set(before) == set(after)
+    return {name for name in before if before[name] != after[name]}
+
+
+# --- the chain
+
+
+def test_an_experiment_is_the_chain_of_the_design(keys: Callable[..., Keys]) -> None:
+    first = SHARED | {"train0", "evaluate-t=1"}
+    assert set(keys()) == first | {"generate1", "score1-y", "score1-y1", "train1", "evaluate-t=2"}
+    assert set(keys("iris", {"iterations": 0})) == {"base", "data", "sft", "evaluate-base", "evaluate-sft"}
+    without = {"base", "data", "generate0", "score0-y", "score0-y0", "train0", "evaluate-π0", "evaluate-t=1"}
+    assert set(keys("iris", {"iterations": 1, "model.sft": False})) == without
+
+
+def test_methods_score_what_their_references_and_rounds_need(chain: Callable[..., Chain]) -> None:
+    def scored(method: str, **more: Any) -> set[str]:
+        return {name for name in named(chain(method, {"iterations": 3} | more)) if name.startswith("score2")}
+
+    assert scored("sft") == scored("t_spin") == set(), "no reference"
+    assert scored("spin") == {"score2-y", "score2-y2"}
+    assert scored("spin", **{"method.rounds": 2}) == {"score2-y", "score2-y1", "score2-y2"}
+    third = chain("tpaw", {"iterations": 3}).rows[-1].policy
+    assert [s.one("policy").key for s in third.many("real_scores")] == [
+        row.policy.key for row in reversed(chain("tpaw", {"iterations": 2}).rows[1:])
+    ], "the three latest players, π_t first"
+    assert len(third.many("synthetic_scores")) == 9
+    proto = [row.policy.inputs.get("proto") for row in chain("t_spin", {"iterations": 3}).rows[2:]]
+    assert proto == [None, *[next(s for s in chain("t_spin").stages if s.kind == "generate")] * 2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_come_before_what_needs_them(chain: Callable[..., Chain], method: str) -> None:
+    done: set[str] = set()
+    for stage in chain(method, {"iterations": 4, "method.rounds": 2}).stages:
+        for key in stage.input_keys.values():
+            assert done.issuperset([key] if isinstance(key, str) else key)
+        assert re.fullmatch(r"[\w.=-]+-[0-9a-f]{12}", stage.key)
+        assert stage.key not in done
+        done.add(stage.key)
+
+
+# --- sharing
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_share_what_does_not_depend_on_them(keys: Callable[..., Keys], method: str) -> None:
+    own, iris = keys(method), keys("iris")
+    assert {name for name in own if own[name] == iris.get(name)} == (
+        set(own) if method == "iris" else set(own) & SHARED
+    )
+    assert ("generate0" in own, "score0-y" in own) == (needs(method).synthetic, needs(method).players > 0)
+
+
+def test_schedules_share_up_to_where_they_differ(keys: Callable[..., Keys]) -> None:
+    constant, linear = keys("iris", CONSTANT | {"iterations": 3}), keys("iris", LINEAR | {"iterations": 3})
+    same = SHARED | {"train0", "evaluate-t=1", "generate1", "score1-y", "score1-y1"}
+    assert {name for name in constant if constant[name] == linear[name]} == same
+    cosine = keys("iris", LINEAR | {"schedule.name": "cosine", "iterations": 2})
+    assert cosine == keys("iris", LINEAR), "the same α at both ends"
+    adaptive = keys("iris", {"iterations": 3})
+    assert {name for name in constant if constant[name] == adaptive[name]} == SHARED
+    assert keys("spin", CONSTANT) == keys("spin", LINEAR), "SPIN has no α"
+
+
+def test_a_longer_experiment_continues_a_shorter_one(keys: Callable[..., Keys]) -> None:
+    assert keys("iris", {"iterations": 3}).items() >= keys("iris", {"iterations": 2}).items()
+    assert keys("tpaw", {"iterations": 3}).items() >= keys("tpaw", {"iterations": 2}).items()
+
+
+def test_a_value_per_iteration_holds_from_its_iteration_on(keys: Callable[..., Keys]) -> None:
+    last = {"train1", "evaluate-t=2"}
+    for key in ("train.learning_rate", "train.epochs", "method.loss.scale"):
+        assert keys("iris", {key: 0.5}) == keys("iris", {key: [0.5]}) == keys("iris", {key: [0.5, 0.5]})
+        assert changed(keys("iris", {key: 0.5}), keys("iris", {key: [0.5, 0.25]})) == last
+    assert changed(keys("t_spin"), keys("t_spin", {"method.loss.beta": 0.7})) == last, "β is 0 in iteration 0"
+
+
+# --- what changes a key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_part_of_the_identity_changes_what_it_determines(keys: Callable[..., Keys], method: str) -> None:
+    own = keys(method)
+    everything, trained = set(own), set(own) - SHARED
+    evaluations = {name for name in everything if name.startswith("evaluate")}
+    sampled = {name for name in everything if name.startswith(("generate", "score"))}
+    synthetic = needs(method).synthetic
+    for key, value, expected in [
+        ("train.learning_rate", 0.5, trained),
+        ("train.optimizer", "rmsprop", trained),
+        ("method.samples", 2, trained | (everything & {"generate0", "score0-y0"})),
+        ("train.sft.epochs", 9, everything - {"base", "data", "evaluate-base"}),
+        ("train.lora.rank", 4, everything - {"base", "data", "evaluate-base"}),
+        ("train.precision", "bfloat16", everything - {"base", "data"}),
+        ("generate.temperature", 0.5, trained | {"generate0", "score0-y0"} if synthetic else set()),
+        ("generate.shard", 7, trained | sampled if synthetic else set()),
+        ("evaluate.tasks", ["tiny_sums", "other"], evaluations),
+        ("evaluate.limit", 3, evaluations),
+        ("data.size", "19", everything - {"base", "evaluate-base"}),
+        ("data.max_response_tokens", 9, everything - {"base", "evaluate-base"}),
+        ("model.template", "Q: {prompt}\n", everything - {"base", "evaluate-base"}),
+        ("model.architecture.hidden_size", 32, everything),
+        ("seed", 1, everything),
+    ]:
+        assert changed(own, keys(method, {key: value})) == expected & everything, key
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].parameters])
+def test_a_parameter_of_a_method_changes_what_it_trains(keys: Callable[..., Keys], method: str) -> None:
+    own = keys(method)
+    for parameter in set(METHODS[method].parameters) - {"beta"}:
+        assert changed(own, keys(method, {f"method.loss.{parameter}": 0.7})) == set(own) - SHARED
+
+
+def test_every_leaf_of_the_identity_reaches_a_key(tiny: Tiny, tmp_path: Path) -> None:
+    """By walking the dataclasses, so that a new field cannot be forgotten."""
+    config = tiny("iris", tmp_path, LINEAR | {"train.lora.rank": 4})
+
+    def everything(config: Config) -> set[str]:
+        return {stage.key for stage in plan.chain(identity(config)).stages}
+
+    # Places, whose content enters a key instead; the names of what is resolved to values; choices of other tests.
+    elsewhere = {"model.path", "model.revision", "model.gguf_file", "data.path", "data.revision", "evaluate.include"}
+    elsewhere |= {"schedule.name", "method.name", "model.source", "data.source"}
+    for path, value in leaves(identity(config)):
+        if path not in elsewhere:
+            other = copy.deepcopy(config)
+            *parents, name = path.split(".")
+            node: Any = other
+            for parent in parents:
+                node = getattr(node, parent)
+            setattr(node, name, different(path, value))
+            assert everything(other) != everything(config), path
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
+
+
+def different(path: str, value: Any) -> Any:
+    special = {"data.size": "7", "schedule.per": "step", "schedule.params": {"start": 1.0, "end": 0.5}}
+    if path in special:
+        return special[path]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, dict):
+        return value | {"scale": 9.0}
+    if isinstance(value, list):
+        return [*value, "more"]
+    return value + 1 if isinstance(value, int | float) else f"{value}x"
+
+
+def test_execution_and_folders_reach_no_key(keys: Callable[..., Keys]) -> None:
+    own = keys()
+    defaults = Execution()
+    for item in fields(Execution):
+        value = getattr(defaults, item.name)
+        choices = {"device": "cuda", "distributed": "fsdp2", "threads": 3, "tracking": ["wandb"]}
+        other = choices.get(item.name, (not value) if isinstance(value, bool) else 7)
+        assert keys("iris", {f"execution.{item.name}": other}) == own, item.name
+    assert keys("iris", {"store": "elsewhere", "output": "somewhere"}) == own
+
+
+def test_a_stage_version_changes_its_stages_and_what_follows(
+    keys: Callable[..., Keys], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = keys()
+    monkeypatch.setitem(plan.VERSIONS, "score", 2)
+    assert changed(own, keys()) == {"score0-y", "score0-y0"} | (set(own) - SHARED)
+
+
+# --- content outside the store
+
+
+def test_local_data_enters_by_its_content(keys: Callable[..., Keys], tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / "rows.jsonl", tmp_path / "b" / "other name.jsonl"
+    first.parent.mkdir()
+    first.write_text('{"prompt": "1", "response": "2"}\n')
+    shutil.copytree(first.parent, second.parent)
+    (second.parent / "rows.jsonl").rename(second)
+    own = keys("iris", {"data.path": str(first)})
+    assert keys("iris", {"data.path": str(second)}) == own, "wherever it lies"
+    second.write_text('{"prompt": "1", "response": "3"}\n')
+    assert changed(own, keys("iris", {"data.path": str(second)})) == set(own) - {"base", "evaluate-base"}
+
+
+def test_a_local_model_enters_by_its_content_and_has_no_seed(keys: Callable[..., Keys], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    local = {"model.source": "pretrained", "model.path": str(folder), "model.sft": False}
+    own = keys("iris", local)
+    shutil.copytree(folder, tmp_path / "moved")
+    assert keys("iris", local | {"model.path": str(tmp_path / "moved")}) == own
+    sampled = set(own) - {"base", "data", "evaluate-π0"}
+    assert changed(own, keys("iris", local | {"seed": 1})) == sampled - {"score0-y"}
+    (folder / "model.safetensors").write_bytes(b"others!")
+    assert changed(own, keys("iris", local)) == set(own)
+
+
+def test_evaluation_tasks_enter_by_their_content(keys: Callable[..., Keys], tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("task: one")
+    own = keys("iris", {"evaluate.include": [str(tmp_path)]})
+    (tmp_path / "task.yaml").write_text("task: two")
+    evaluations = {name for name in own if name.startswith("evaluate")}
+    assert changed(own, keys("iris", {"evaluate.include": [str(tmp_path)]})) == evaluations
+
+
+def test_a_hub_name_enters_by_its_commit(chain: Callable[..., Chain]) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = {"model.source": "pretrained", "model.path": "owner/model", "model.revision": commit}
+    hub |= {"data.source": "hub", "data.path": "owner/data", "data.revision": commit}
+    made = chain("iris", hub)
+    assert made.stages[0].identity["commit"] == made.data.identity["commit"] == commit
+    assert made.data.location == {"path": "owner/data", "revision": commit}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.path": "nowhere.jsonl"}, r"data\.path=nowhere\.jsonl: no such file"),
+        ({"data.path": None}, r"data\.path is empty"),
+        ({"data.source": "web"}, r"data\.source=web: choose one of generated, files, hub"),
+        ({"model.source": "web"}, r"model\.source=web: choose one of config, pretrained, gguf"),
+        ({"model.source": "pretrained", "model.path": None}, r"model\.path is empty"),
+        ({"model.source": "gguf", "model.path": "no-such-package"}, r"'no-such-package' is not installed: pip install"),
+        ({"evaluate.include": ["nowhere"]}, r"evaluate\.include: .*nowhere is no folder"),
+    ],
+)
+def test_what_cannot_be_found_is_one_clear_message(
+    chain: Callable[..., Chain], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        chain("iris", changes)
+
+
+def test_readable_names_are_file_names(chain: Callable[..., Chain]) -> None:
+    made = chain("iris", {"model.name": "Org/Some Model!", "data.name": "../ö/x"})
+    assert made.stages[0].name == "Org_Some_Model"
+    assert all("/" not in stage.key and not stage.key.startswith(".") for stage in made.stages)
+
+
+def test_another_process_plans_the_same_without_heavy_imports(settings: list[str], keys: Callable[..., Keys]) -> None:
+    program = """if True:
+        import json, sys
+        from iris import compose, plan, run, table
+        from iris.config import identity
+        stages = plan.chain(identity(compose.load(sys.argv[1:]))).stages
+        print(json.dumps([[stage.key for stage in stages], sorted(sys.modules)]))"""
+    command = [sys.executable, "-c", program, "+method=iris", *settings]
+    found, modules = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found == list(keys().values())
+    assert not set(HEAVY) & set(modules)
