@@ -196,7 +196,7 @@ def base_of(policy: Stage) -> Stage:
 
 def slug(text: str) -> str:
     """A text that can be part of a file name."""
-    return re.sub(r"[^\w.=-]+", "_", text).strip("_")
+    return re.sub(r"[^\w.=-]+", "_", text).strip("._")
 
 
 def alpha(experiment: Experiment, t: int) -> dict[str, Any]:

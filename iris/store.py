@@ -102,19 +102,20 @@ class Store:
         shards = manifest["inputs"].get("shards", [])
         return Artifact(folder, manifest) if all((self.folder(kind, s) / MANIFEST).is_file() for s in shards) else None
 
-    def get(self, kind: str, key: str, *, check: bool = True) -> Artifact:
-        """The finished artifact of a key, its files compared with their checksums unless `check` is off."""
+    def get(self, kind: str, key: str, *, check: bool | Container[str] = True) -> Artifact:
+        """The finished artifact of a key, its files (all, none or those named) compared with their checksums."""
         artifact = self.find(kind, key)
         if artifact is None:
             raise KeyError(f"no artifact {kind}/{key} in {self.root}")
-        if check and (bad := self.verify(artifact)):
+        if check and (bad := self.verify(artifact, None if check is True else check)):
             raise self._set_aside(artifact.folder, bad)
         return artifact
 
-    def verify(self, artifact: Artifact) -> list[str]:
-        """Names of the artifact's files that are missing or do not match their checksum."""
+    def verify(self, artifact: Artifact, among: Container[str] | None = None) -> list[str]:
+        """Names of the artifact's files (among some, if given) that are missing or do not match their checksum."""
         files: dict[str, str] = artifact.manifest["files"]
-        return [name for name, digest in files.items() if _file_digest(artifact.folder / name) != digest]
+        chosen = {name: digest for name, digest in files.items() if among is None or name in among}
+        return [name for name, digest in chosen.items() if _file_digest(artifact.folder / name) != digest]
 
     @contextlib.contextmanager
     def claim(self, kind: str, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Claim | None]:

@@ -107,8 +107,9 @@ def replace(path: Path, text: str) -> None:
 
 def contamination(chain: Chain, store: Store) -> tuple[int, int]:
     """(evaluation documents whose prompt is a training prompt, all evaluation documents)."""
-    evaluation = _manifest(store, "evaluate", chain.rows[-1].evaluate.key)
-    training = set((_manifest(store, "data", chain.data.key).folder / "prompts.txt").read_text().split())
+    evaluation = store.get("evaluate", chain.rows[-1].evaluate.key, check=["prompts.json"])
+    data = store.get("data", chain.data.key, check=["prompts.txt"])
+    training = set((data.folder / "prompts.txt").read_text().split())
     documents = evaluation.read_json("prompts.json")
     return sum(not training.isdisjoint(hashes) for hashes in documents), len(documents)
 

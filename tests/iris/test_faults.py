@@ -1,0 +1,214 @@
+"""What goes wrong: kills, crowds, damage, full disks, exploding losses. Nothing is lost and the next run recovers.
+
+Runs that are killed, crowded or limited are children of a server process that has imported everything
+(multiprocessing's `forkserver`), so that a start costs a tenth of a second and not the seconds that importing torch takes.
+"""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iris import compose, plan, run
+from iris.config import Config, identity
+from iris.errors import UserError
+from iris.plan import Stage
+from iris.store import Store
+
+Tiny = Callable[..., Config]
+Files = dict[tuple[str, str], dict[str, str]]
+KILLS = 20
+# A checkpoint after every step, and enough steps to be killed between.
+SLOW = {"execution.checkpoint_minutes": 0.0, "train.epochs": 2.0, "train.sft.epochs": 2.0}
+STAGES = ("base", "data", "sft", "generate", "score", "train", "evaluate")
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(
+    ["iris.run", *(f"iris.stages.{kind}" for kind in STAGES), "iris.harness_lm", "lm_eval.evaluator"]
+)
+
+
+def command(config: Config, output: Path, limit: int) -> None:
+    """The body of a child: the command with a configuration composed before; `limit` bounds the files it writes."""
+    for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
+        os.dup2(os.open(f"{output}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream.fileno())
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    compose.load = lambda _: config
+    sys.exit(run.main([]))
+
+
+def start(config: Config, output: Path, limit: int = 0) -> BaseProcess:
+    child = _server.Process(target=command, args=(config, output, limit))
+    child.start()
+    return child
+
+
+def said(output: Path) -> str:
+    """What a child wrote to its standard error."""
+    return Path(f"{output}.err").read_text()
+
+
+def finish(config: Config, output: Path, limit: int = 0) -> int | None:
+    child = start(config, output, limit)
+    child.join()
+    return child.exitcode
+
+
+def files(store: Path) -> Files:
+    """The checksums of all files of all artifacts."""
+    manifests = [json.loads(path.read_text()) for path in store.glob("*/[!.]*/manifest.json")]
+    return {(m["kind"], m["key"]): m["files"] for m in manifests}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert finish(tiny("iris", folder / "store", SLOW), folder / "run") == 0
+    return folder / "store"
+
+
+# --- kills and signals
+
+
+def test_killed_twenty_times_at_random_moments_ends_in_the_same_bytes(
+    tiny: Tiny, tmp_path: Path, undisturbed: Path
+) -> None:
+    store, chance = tmp_path / "store", random.Random(0)
+    config, hit = tiny("iris", store, SLOW), Counter[str]()
+    while True:
+        before, more = progress(store), chance.choice([0, 1, 1, 2])
+        child = start(config, tmp_path / "run")
+        wait_for(lambda child=child, goal=before + more: progress(store) >= goal or not child.is_alive())  # type: ignore[misc]
+        child.join(chance.uniform(0.0, 0.15))
+        child.kill()
+        child.join()
+        if child.exitcode != -signal.SIGKILL:
+            break
+        hit.update({path.parent.name for path in store.glob("*/.new-*")} or {"between stages"})
+    assert child.exitcode == 0, said(tmp_path / "run")
+    assert hit.total() >= KILLS and len(hit) > 3, hit
+    assert files(store) == files(undisturbed)
+    assert not list(store.glob("*/.new-*")) + list(store.glob("*/.work-*")) + list(store.glob(".locks/*"))
+
+
+def progress(store: Path) -> int:
+    """Finished stages, shards and checkpoints."""
+    return sum(1 for pattern in ("*/*/manifest.json", "*/.work-*/checkpoint-*") for _ in store.glob(pattern))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_so_and_continues_at_its_checkpoint(
+    tiny: Tiny, tmp_path: Path, number: signal.Signals
+) -> None:
+    lora = {"train.lora.rank": 2, "train.optimizer": "rmsprop", "iterations": 1}
+    stopped, undisturbed = (tiny("t_spin", tmp_path / name, SLOW | lora) for name in ("stopped", "undisturbed"))
+    child = start(stopped, tmp_path / "run")
+    wait_for(lambda: list(Path(stopped.store).glob("train/.work-*/checkpoint-*")) or not child.is_alive())
+    assert child.pid is not None
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == 128 + number
+    lines = said(tmp_path / "run").splitlines()
+    assert lines[-1] == "stopped: finished stages are kept and the same command continues."
+    assert "Traceback" not in lines
+    assert finish(stopped, tmp_path / "run") == 0
+    assert "train t_spin-sums-20-tiny-s0-t1: 5/5 steps" in said(tmp_path / "run")
+    assert finish(undisturbed, tmp_path / "run") == 0
+    assert files(tmp_path / "stopped") == files(tmp_path / "undisturbed")
+
+
+# --- many at once
+
+
+def test_sixteen_at_once_compute_each_stage_once_and_print_the_same_table(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny("iris", tmp_path / "store", {"iterations": 1})
+    children = [start(config, tmp_path / f"run{n}") for n in range(16)]
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 16, said(tmp_path / "run0")
+    tables = {Path(f"{tmp_path / f'run{n}'}.out").read_text() for n in range(16)}
+    assert len(tables) == 1 and "t=1" in tables.pop()
+    (log,) = (tmp_path / "store" / "outputs").glob("*/run.log")
+    done = Counter(line.split(" done ")[1].split()[1] for line in log.read_text().splitlines() if " done " in line)
+    assert done == Counter(key for _, key in files(tmp_path / "store")), "all artifacts, each once"
+    assert not list((tmp_path / "store" / ".locks").iterdir())
+    assert not list((tmp_path / "store" / ".corrupt").glob("*"))
+
+
+def test_a_waiting_run_takes_over_from_a_killed_one(tiny: Tiny, tmp_path: Path, undisturbed: Path) -> None:
+    config = tiny("iris", tmp_path / "store", SLOW)
+    holder = start(config, tmp_path / "holder")
+    wait_for(lambda: list((tmp_path / "store").glob("sft/.work-*/checkpoint-*")))
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGSTOP)
+    before = progress(tmp_path / "store")
+    waiting = start(config, tmp_path / "waiting")
+    waiting.join(1.0)
+    assert waiting.is_alive() and progress(tmp_path / "store") == before, "the lock is held"
+    holder.kill()
+    waiting.join()
+    assert waiting.exitcode == 0, said(tmp_path / "waiting")
+    assert files(tmp_path / "store") == files(undisturbed)
+
+
+# --- damage
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# What is damaged, and what is missing that needs it.
+DAMAGE = {
+    "base": ("base/*/model/model.safetensors", "evaluate"),
+    "tokenizer": ("base/*/model/tokenizer.json", "evaluate"),
+    "data": ("data/*/rows.parquet", "train"),
+    "sft": ("sft/*/model/model.safetensors", "train"),
+    "response shard": ("generate/*-y0-0001-*/responses.parquet", "train"),
+    "score shard": ("score/*-y0-0000-*/scores.parquet", "train"),
+    "policy": ("train/*-t1-*/model/model.safetensors", "generate"),
+    "steps": ("train/*-t1-*/steps.jsonl", "generate"),
+    "prompts of the evaluation": ("evaluate/*-t2-*/prompts.json", ""),
+    "prompts of the data": ("data/*/prompts.txt", ""),
+} | {f"manifest of {kind}": (f"{kind}/*/manifest.json", "") for kind in STAGES}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_flipped_byte_is_found_and_computed_anew(tiny: Tiny, tmp_path: Path, undisturbed: Path, what: str) -> None:
+    shutil.copytree(undisturbed, tmp_path / "store")
+    pattern, missing = DAMAGE[what]
+    if missing:
+        shutil.rmtree(tmp_path / "store" / missing)
+    damaged = sorted((tmp_path / "store").glob(pattern))[0]
+    flip(damaged)
+    config = tiny("iris", tmp_path / "store", SLOW)
+    with pytest.raises(UserError, match=rf"damaged: .*{damaged.name}.*Run the same command again"):
+        run.run(config)
+    assert len(list((tmp_path / "store" / ".corrupt").iterdir())) == 1, "nothing is deleted"
+    lines = run.run(config)
+    assert [line.label for line in lines] == ["base", "sft", "t=1", "t=2"]
+    assert files(tmp_path / "store") == files(undisturbed)
