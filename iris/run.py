@@ -90,9 +90,10 @@ def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:
         return
     if context.world.main:
         context.store.prepare()
-    from iris import harness, models
+    from iris import harness, models, training
 
     models.check_precision(config.train.precision, models.device(config.execution.device))
+    training.check_trackers(config.execution.tracking)
     harness.check_tasks(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
     log.info("%d of %d stages are missing", len(missing), len(chain.stages))
 

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import FullyShardedDataParallelPlugin, LoggerType
 from torch import Tensor
 
 from iris import batching, models, objectives
-from iris.errors import UserError
+from iris.errors import UserError, nearest
 from iris.logprobs import Policy
 from iris.methods import needs
 from iris.packing import Row, Tokens, pack
@@ -353,6 +354,17 @@ def accelerator(context: Context, precision: str) -> Accelerator:
         log_with=list(execution.tracking) or None,
         project_dir=str(context.folder),
     )
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that accelerate does not know or whose package is not installed."""
+    known = sorted(tracker.value for tracker in LoggerType if tracker is not LoggerType.ALL)
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UserError(f"execution.tracking: '{name}' is none of {', '.join(known)}.{nearest(name, known)}")
+        if name not in installed:
+            raise UserError(f"execution.tracking={name}: its package is not installed: pip install {name}")
 
 
 def _optimizer(policy: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:

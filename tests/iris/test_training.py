@@ -20,7 +20,7 @@ from iris.methods import METHODS, needs
 from iris.progress import Line, Progress
 from iris.runner import Context
 from iris.store import Store
-from iris.training import Objective, Run, TrainingSet
+from iris.training import Objective, Run, TrainingSet, check_trackers
 from iris.world import World
 
 SAMPLES, BATCH = 22, 16
@@ -123,6 +123,19 @@ def test_the_gradient_is_that_of_the_whole_batch(method: str, tmp_path: Path) ->
     assert torch.linalg.vector_norm(expected[1]) > 1e-4
     for tokens in (1, 60, 150, 100_000):  # one sample a part, about four, about eight, all at once
         assert_same(gradient(method, tmp_path, micro_batch_tokens=tokens), expected)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    assert_same(gradient("iris", tmp_path, gradient_checkpointing=True, micro_batch_tokens=150), direct("iris"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("tensorbord", "Did you mean 'tensorboard'"), ("wandb", "pip install wandb")]
+)
+def test_trackers_that_cannot_work_are_refused(name: str, message: str) -> None:
+    check_trackers(["tensorboard"])
+    with pytest.raises(UserError, match=message):
+        check_trackers([name])
 
 
 def test_a_mean_of_micro_batch_losses_would_be_another_objective(tmp_path: Path) -> None:
