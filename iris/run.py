@@ -18,7 +18,7 @@ from rich.console import Console
 
 from iris import compose, plan, processes, runner, table
 from iris.config import Config, identity
-from iris.errors import UserError
+from iris.errors import UserError, nearest
 from iris.methods import METHODS
 from iris.plan import Chain
 from iris.progress import Progress
@@ -130,12 +130,19 @@ def _log_to(path: Path) -> None:
 # --- Hydra's own flags: --cfg, --multirun, --info, --shell-completion …
 
 
+_FLAGS = ("--cfg", "-c", "--resolve", "--package", "-p", "--multirun", "-m", "--info", "-i", "--version")
+_FLAGS += ("--config-dir", "-cd", "--config-name", "-cn", "--shell-completion", "-sc", "--hydra-help", "--help", "-h")
 _FOLDERS = ("hydra.sweep.dir=${output}", "hydra/job_logging=disabled")  # no files where the command is typed
 
 
 def _hydra(arguments: Sequence[str]) -> None:
     settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [a for a in arguments if a not in settings]
+    for flag in flags:
+        if flag.startswith("-") and flag not in _FLAGS:
+            raise UserError(
+                f"{flag}: no such flag.{nearest(flag, _FLAGS)} Settings are written key=value, as in seed=1."
+            )
     if not any(a in ("--multirun", "-m") for a in arguments):
         compose.load(settings)
 

