@@ -130,8 +130,10 @@ def _log_to(path: Path) -> None:
 # --- Hydra's own flags: --cfg, --multirun, --info, --shell-completion …
 
 
-_FLAGS = ("--cfg", "-c", "--resolve", "--package", "-p", "--multirun", "-m", "--info", "-i", "--version")
-_FLAGS += ("--config-dir", "-cd", "--config-name", "-cn", "--shell-completion", "-sc", "--hydra-help", "--help", "-h")
+_FLAGS = [
+    *("--cfg", "-c", "--resolve", "--package", "-p", "--multirun", "-m", "--info", "-i", "--version", "--hydra-help"),
+    *("--config-dir", "-cd", "--config-name", "-cn", "--shell-completion", "-sc", "--help", "-h"),
+]
 _FOLDERS = ("hydra.sweep.dir=${output}", "hydra/job_logging=disabled")  # no files where the command is typed
 
 

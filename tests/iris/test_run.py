@@ -145,13 +145,12 @@ def test_progress_in_a_terminal_is_a_live_bar(tiny: Tiny, tmp_path: Path, monkey
     monkeypatch.setenv("COLUMNS", "100")
     master, slave = pty.openpty()
     shown: list[bytes] = []
-    reader = threading.Thread(target=lambda: shown.extend(chunks(master)))
+    reader = threading.Thread(target=lambda: shown.extend(chunks(master)), daemon=True)
     reader.start()
-    with open(slave, "w") as terminal:  # noqa: PTH123  # a descriptor
-        monkeypatch.setattr(sys, "stderr", terminal)
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
         run.run(tiny("spin", tmp_path / "store", {"iterations": 1}))
-        monkeypatch.undo()
-    reader.join()
+    reader.join(10)
     text = b"".join(shown).decode()
     assert "\x1b[" in text, "drawn anew in place"
     for label in ("base tiny", "train spin-sums-20-tiny-s0-t1", "score sums-20-tiny-s0-sft-on-y0"):
