@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +24,13 @@ def start(count: int, overrides: Sequence[str], folder: Path) -> None:
     processes: list[Process] = []
     port = _free_port()
     logs = [None, *(folder / f"process-{rank}.log" for rank in range(1, count))]
-    with _ended(processes):
-        processes += [_open(rank, count, port, overrides, log) for rank, log in enumerate(logs)]
-        failed = _wait(processes)
+    try:
+        with _ended(processes):
+            for rank, log in enumerate(logs):
+                processes.append(_open(rank, count, port, overrides, log))
+            failed = _wait(processes)
+    except KeyboardInterrupt as stop:
+        raise SystemExit(128 + signal.SIGINT) from stop  # the first one has said so
     if failed is None:
         return
     first = processes[0].returncode
@@ -52,7 +57,7 @@ def _open(rank: int, count: int, port: int, overrides: Sequence[str], log: Path 
 
 def _wait(processes: Sequence[Process]) -> int | None:
     """Wait for all to finish; returns the first found to have failed, once the others have had time to say so too."""
-    while any(p.poll() is None for p in processes):
+    while None in [p.poll() for p in processes]:  # of all: poll notes how each has ended
         if (failed := _failed(processes)) is not None:
             deadline = time.monotonic() + _GRACE
             while processes[0].poll() is None and time.monotonic() < deadline:

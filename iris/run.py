@@ -18,7 +18,7 @@ from rich.console import Console
 
 from iris import compose, plan, processes, runner, table
 from iris.config import Config, identity
-from iris.errors import UserError, nearest
+from iris.errors import UserError
 from iris.methods import METHODS
 from iris.plan import Chain
 from iris.progress import Progress
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # no second one while this one is reported
         print("\nstopped: finished stages are kept and the same command continues.", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
@@ -143,7 +144,8 @@ def _hydra(arguments: Sequence[str]) -> None:
     for flag in flags:
         if flag.startswith("-") and flag not in _FLAGS:
             raise UserError(
-                f"{flag}: no such flag.{nearest(flag, _FLAGS)} Settings are written key=value, as in seed=1."
+                f"{flag}: no such flag. There are --cfg job, --multirun, --info and --help; settings are written "
+                "key=value, as in seed=1."
             )
     if not any(a in ("--multirun", "-m") for a in arguments):
         compose.load(settings)
