@@ -28,6 +28,7 @@ class Line:
         self.console, self.label, self.total, self.unit = console, label, total, unit
         self.done, self.note = 0, ""
         self.start = self.printed = time.monotonic()
+        self.said = -1  # the count of the last plain line
         self.resumed = 0
         self.bars: Bars | None = None
         if console.is_terminal:
@@ -51,6 +52,7 @@ class Line:
             self._print()
 
     def _print(self) -> None:
+        self.said = self.done
         elapsed = time.monotonic() - self.start
         rate = (self.done - self.resumed) / elapsed if elapsed else 0.0
         left = (
@@ -72,7 +74,7 @@ class Line:
     ) -> None:
         if self.bars:
             self.bars.stop()
-        elif kind is None:
+        elif kind is None and self.said != self.done:
             self._print()
 
 

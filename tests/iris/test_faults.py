@@ -36,11 +36,10 @@ KILLS = 20
 # A checkpoint after every step, and enough steps to be killed between.
 SLOW = {"execution.checkpoint_minutes": 0.0, "train.epochs": 3.0, "train.sft.epochs": 3.0}
 STAGES = ("base", "data", "sft", "generate", "score", "train", "evaluate")
+LATE = ("iris.harness_lm", "lm_eval.evaluator", "transformers.models.llama.modeling_llama")
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    ["iris.run", *(f"iris.stages.{kind}" for kind in STAGES), "iris.harness_lm", "lm_eval.evaluator"]
-)
+_server.set_forkserver_preload(["pytest", "iris.run", *(f"iris.stages.{kind}" for kind in STAGES), *LATE])
 
 
 def command(config: Config, output: Path, limit: int) -> None:
