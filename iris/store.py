@@ -99,7 +99,7 @@ class Store:
             sealed = False
         if not sealed:
             raise self._set_aside(folder, [MANIFEST])
-        shards = manifest["inputs"].get("shards", [])
+        shards = manifest.get("inputs", {}).get("shards", [])  # a set-aside shard makes its stage missing again
         return Artifact(folder, manifest) if all((self.folder(kind, s) / MANIFEST).is_file() for s in shards) else None
 
     def get(self, kind: str, key: str, *, check: bool | Container[str] = True) -> Artifact:

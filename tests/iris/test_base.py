@@ -344,9 +344,10 @@ def test_gguf_needs_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)
 def test_model_files_say_how_to_use_them_and_fit_the_schema(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
+    first = path.read_text().removeprefix("# @package _global_\n").splitlines()[0]
     assert first.startswith("# ") and "python -m iris.run +method=" in first
     assert f"model={path.stem}" in first or path.stem == "embedded"
-    model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model), OmegaConf.load(path)))
+    content = OmegaConf.load(path)
+    model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Model), content.get("model", content)))
     assert isinstance(model, Model) and model.name
     assert model.template == "chat" or "{prompt}" in model.template

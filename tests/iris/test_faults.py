@@ -33,8 +33,8 @@ from iris.store import storage_errors
 Tiny = Callable[..., Config]
 Files = dict[tuple[str, str], dict[str, str]]
 KILLS = 20
-# A checkpoint after every step, and enough steps to be killed between.
-SLOW = {"execution.checkpoint_minutes": 0.0, "train.epochs": 3.0, "train.sft.epochs": 3.0}
+LONG = {"train.epochs": 3.0, "train.sft.epochs": 3.0}  # steps enough to be killed between …
+SLOW = LONG | {"execution.checkpoint_minutes": 0.0}  # … with a checkpoint after each
 STAGES = ("base", "data", "sft", "generate", "score", "train", "evaluate")
 LATE = ("iris.harness_lm", "lm_eval.evaluator", "transformers.models.llama.modeling_llama")
 
@@ -129,21 +129,18 @@ def duration(store: Path) -> float:
     return (folder / "run.log").stat().st_mtime - (folder / "config.yaml").stat().st_mtime
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_so_and_continues_at_its_checkpoint(
-    tiny: Tiny, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_stopped_run_says_so_and_continues_at_its_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
     lora = {"train.lora.rank": 2, "train.optimizer": "rmsprop", "iterations": 1}
     stopped, undisturbed = (tiny("t_spin", tmp_path / name, SLOW | lora) for name in ("stopped", "undisturbed"))
-    child = start(stopped, tmp_path / "run")
-    wait_for(lambda: list(Path(stopped.store).glob("train/.work-*/checkpoint-*")) or not child.is_alive())
-    assert child.pid is not None
-    os.kill(child.pid, number)
-    child.join()
-    assert child.exitcode == 128 + number
-    lines = said(tmp_path / "run").splitlines()
-    assert lines[-1] == "stopped: finished stages are kept and the same command continues."
-    assert "Traceback" not in lines
+    for stage, number in (("sft", signal.SIGINT), ("train", signal.SIGTERM)):
+        child = start(stopped, tmp_path / "run")
+        wait_for(lambda stage=stage: list((tmp_path / "stopped").glob(f"{stage}/.work-*/checkpoint-*")))  # type: ignore[misc]
+        assert child.pid is not None
+        os.kill(child.pid, number)
+        child.join()
+        assert child.exitcode == 128 + number
+        assert said(tmp_path / "run").endswith("stopped: finished stages are kept and the same command continues.\n")
+        assert "Traceback" not in said(tmp_path / "run")
     assert finish(stopped, tmp_path / "run") == 0
     assert "train t_spin-sums-20-tiny-s0-t1: 8/8 steps" in said(tmp_path / "run")
     assert finish(undisturbed, tmp_path / "run") == 0
@@ -169,7 +166,7 @@ def test_sixteen_at_once_compute_each_stage_once_and_print_the_same_table(tiny: 
 
 
 def test_a_waiting_run_takes_over_from_a_killed_one(tiny: Tiny, tmp_path: Path, undisturbed: Path) -> None:
-    config = tiny("iris", tmp_path / "store", SLOW)
+    config = tiny("iris", tmp_path / "store", SLOW | {"iterations": 0})
     holder = start(config, tmp_path / "holder")
     wait_for(lambda: list((tmp_path / "store").glob("sft/.work-*/checkpoint-*")))
     assert holder.pid is not None
@@ -181,7 +178,8 @@ def test_a_waiting_run_takes_over_from_a_killed_one(tiny: Tiny, tmp_path: Path, 
     holder.kill()
     waiting.join()
     assert waiting.exitcode == 0, said(tmp_path / "waiting")
-    assert files(tmp_path / "store") == files(undisturbed)
+    assert "another run has it, waiting" in said(tmp_path / "waiting")
+    assert files(tmp_path / "store").items() < files(undisturbed).items()
 
 
 # --- damage
@@ -216,7 +214,7 @@ def test_a_flipped_byte_is_found_and_computed_anew(tiny: Tiny, tmp_path: Path, u
         shutil.rmtree(tmp_path / "store" / missing)
     damaged = sorted((tmp_path / "store").glob(pattern))[0]
     flip(damaged)
-    config = tiny("iris", tmp_path / "store", SLOW)
+    config = tiny("iris", tmp_path / "store", LONG)
     with pytest.raises(UserError, match=rf"damaged: .*{damaged.name}.*Run the same command again"):
         run.run(config)
     assert len(list((tmp_path / "store" / ".corrupt").iterdir())) == 1, "nothing is deleted"
@@ -232,7 +230,8 @@ def test_a_disk_that_takes_no_more_ends_in_one_message_and_the_next_run_goes_on(
     tiny: Tiny, tmp_path: Path, undisturbed: Path
 ) -> None:
     """A limit on the size of files stands in for a full disk: the system refuses what each library in turn writes."""
-    config, limit, messages = tiny("iris", tmp_path / "store", SLOW), 1500, list[str]()
+    config = tiny("iris", tmp_path / "store", SLOW | {"iterations": 1})
+    limit, messages = 1500, list[str]()
     while (status := finish(config, tmp_path / "run", limit)) != 0:
         assert status == 2, said(tmp_path / "run")
         assert "Traceback" not in said(tmp_path / "run")
@@ -242,7 +241,7 @@ def test_a_disk_that_takes_no_more_ends_in_one_message_and_the_next_run_goes_on(
         assert re.match(r"error: The (store|output) /.* Free space or choose another folder with .*=FOLDER;", message)
     for writer in ("The output", "os error 27", "inline_container"):  # the reports, safetensors, torch.save
         assert [message for message in messages if writer in message], messages
-    assert files(tmp_path / "store") == files(undisturbed)
+    assert files(tmp_path / "store").items() < files(undisturbed).items()
 
 
 @pytest.mark.parametrize("key", ["store", "output"])
@@ -269,7 +268,7 @@ def test_a_store_that_can_no_longer_be_written_keeps_what_it_has(
     def refuse(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    config = tiny("iris", tmp_path / "store", SLOW)
+    config = tiny("iris", tmp_path / "store", LONG)
     with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"The store .*{os.strerror(number)}"):
         patch.setattr(os, "fsync", refuse)
         run.run(config)
@@ -289,14 +288,14 @@ def test_what_lies_outside_the_store_is_named_itself(tmp_path: Path) -> None:
 
 def test_an_exploding_loss_is_one_message_and_a_lower_rate_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    wild = {"train.learning_rate": 1e6, "train.max_grad_norm": 1e6, "model.architecture.initializer_range": 1.0}
+    wild = {"train.learning_rate": 1e6, "train.max_grad_norm": 1e6, "iterations": 1}
     with pytest.raises(UserError, match=r"loss of step \d+/2 is .*Lower the learning rate \(now 1000000.0\)"):
         run.run(tiny("spin", store, wild))
     kept = files(store)
     assert {kind for kind, _ in kept} == {"base", "data", "sft", "evaluate", "generate", "score"}
     lines = run.run(tiny("spin", store, wild | {"train.learning_rate": 1e-4}))
-    assert [line.label for line in lines] == ["base", "sft", "t=1", "t=2"]
-    assert files(store).items() >= kept.items()
+    assert [line.label for line in lines] == ["base", "sft", "t=1"]
+    assert files(store).items() > kept.items()
 
 
 KNOBS = {
@@ -318,11 +317,11 @@ def test_out_of_memory_names_the_knob(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    config = tiny("iris", tmp_path / "store", SLOW)
+    config = tiny("iris", tmp_path / "store", LONG)
     with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"^Stage {kind} .* lower .*{KNOBS[kind]}"):
         patch.setattr(LlamaModel, "forward", full)
         run.run(config)
-    run.run(tiny("iris", tmp_path / "store", SLOW | {"execution.slots": 4, "execution.micro_batch_tokens": 100}))
+    run.run(tiny("iris", tmp_path / "store", LONG | {"execution.slots": 4, "execution.micro_batch_tokens": 100}))
 
 
 def test_other_errors_pass_unchanged(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

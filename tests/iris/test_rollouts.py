@@ -1,9 +1,5 @@
 """Sampling: the tokens of plain sampling, whatever the slots, the order and the company; and no wasted work."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
