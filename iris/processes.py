@@ -19,7 +19,7 @@ _GRACE = 5.0  # seconds for the others to end by themselves (mostly with the sam
 def start(count: int, overrides: Sequence[str], folder: Path) -> None:
     """Run the command as `count` processes and wait for them; all but the first write to `folder/process-K.log`.
 
-    Raises SystemExit with the first one's status if it fails, UserError if another one does.
+    Raises SystemExit with the first one's status if it fails with a message, UserError if another one fails.
     """
     processes: list[Process] = []
     port = _free_port()
@@ -30,11 +30,11 @@ def start(count: int, overrides: Sequence[str], folder: Path) -> None:
                 processes.append(_open(rank, count, port, overrides, log))
             failed = _wait(processes)
     except KeyboardInterrupt as stop:
-        raise SystemExit(128 + signal.SIGINT) from stop  # the first one has said so
+        raise SystemExit(max(processes[0].returncode, 128 + signal.SIGINT)) from stop  # the first one has said so
     if failed is None:
         return
     first = processes[0].returncode
-    if first > 0:
+    if first == 2 or (first > 0 and failed == 0):
         raise SystemExit(first)
     log = logs[failed]
     said = log.read_text(errors="replace").strip().rpartition("\n")[2] if log else ""

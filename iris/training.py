@@ -8,6 +8,7 @@ respect to them, and each part is then driven back with its share of that gradie
 
 import contextlib
 import json
+import logging
 import math
 import shutil
 import time
@@ -34,6 +35,9 @@ from iris.plan import Stage, base_of
 from iris.progress import Line
 from iris.runner import Context
 from iris.store import Claim
+
+# It warns at every checkpoint of a model with tied embeddings that it stores them once.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
