@@ -1,5 +1,6 @@
-"""Attention over packed micro-batches, registered with transformers as one more implementation."""
+"""Two attentions, registered with transformers: over packed micro-batches, and over the slots of rollouts."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from transformers import AttentionInterface, PreTrainedModel
 from iris.errors import UserError
 from iris.packing import Packed
 
-NAME = "iris_packed"
+PACKED = "iris_packed"
+SLOTS = "iris_slots"
+
+# Work (length² · width) below which a call per sequence costs more than padding sequences to one length.
+_SMALL = 2**19
+# Rows of slots in one call on a CPU, where reading columns that are masked costs more than a call.
+_ROWS = 16
 
 # What some models hand to their attention on top of scaled dot products, and would be ignored here.
 _EXTRAS = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
@@ -36,10 +43,20 @@ def use_packed_attention(model: PreTrainedModel) -> None:
             f"The attention of model type '{kind}' cannot be replaced: transformers' implementation of it does not use "
             "AttentionInterface. Choose a model that does, such as llama, mistral, qwen2, qwen3 or smollm3."
         )
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(PACKED)
 
 
-def _attend(
+def _refuse(module: nn.Module, dropout: float, extras: Mapping[str, Any]) -> None:
+    """Raise UserError for what the attention is asked to do beyond scaled dot products."""
+    unsupported = [name for name in _EXTRAS if extras.get(name) is not None] + ["dropout"] * (dropout > 0)
+    if unsupported:
+        raise UserError(
+            f"{type(module).__name__} uses attention {', '.join(unsupported)}, which is not supported here. "
+            "Set it to none (or 0) in the model's config.json if the model allows, or choose another model."
+        )
+
+
+def _packed(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -54,12 +71,7 @@ def _attend(
     """Query [1, H, N, D]; key and value [1, H or fewer, N, D]; returns [1, N, H, D]."""
     if packed is None:
         raise RuntimeError("A model with packed attention was called without `packed`; reload it for other uses.")
-    unsupported = [name for name in _EXTRAS if extras.get(name) is not None] + ["dropout"] * (dropout > 0)
-    if unsupported:
-        raise UserError(
-            f"{type(module).__name__} uses attention {', '.join(unsupported)}, which packed attention does not have. "
-            "Set it to none (or 0) in the model's config.json if the model allows, or choose another model."
-        )
+    _refuse(module, dropout, extras)
     key, value = (states[0].transpose(0, 1)[packed.keys] for states in (key, value))
     query = query[0].transpose(0, 1)
     attend = _flash if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16) else _each
@@ -85,9 +97,25 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: f
 
 
 def _each(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+    if max(packed.key_lengths) ** 2 * query[0].numel() <= _SMALL:
+        return _together(query, key, value, packed, scaling)
     queries = torch.split(query, list(packed.query_lengths))
     keys, values = (torch.split(states, list(packed.key_lengths)) for states in (key, value))
     return torch.cat([_one(q, k, v, scaling) for q, k, v in zip(queries, keys, values, strict=True)])
+
+
+def _together(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+    """All sequences in one padded call. A query sees the keys up to its own, so padded keys are never seen by a real
+    query; what padded queries see is dropped.
+    """
+    lengths, keys = packed.query_offsets.diff(), packed.key_offsets.diff()
+    steps, columns = (torch.arange(max(of), device=query.device) for of in (packed.query_lengths, packed.key_lengths))
+    q = query[(packed.query_offsets[:-1, None] + steps).clamp(max=len(query) - 1)]
+    at = (packed.key_offsets[:-1, None] + columns).clamp(max=len(key) - 1)
+    mask = columns <= (steps + (keys - lengths)[:, None])[..., None]
+    q, k, v = (states.transpose(1, 2) for states in (q, key[at], value[at]))
+    out = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2)[steps < lengths[:, None]]
 
 
 def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -99,4 +127,39 @@ def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Te
     return out[0].transpose(0, 1)
 
 
-AttentionInterface.register(NAME, _attend)
+def parts(lengths: Sequence[int], device: torch.device) -> list[tuple[int, int]]:
+    """Rows of slots that attend in one call, with the columns that they see: `parts` for the attention of slots."""
+    size = _ROWS if device.type == "cpu" else len(lengths)
+    calls = (lengths[start : start + size] for start in range(0, len(lengths), size))
+    return [(len(call), max(call)) for call in calls]
+
+
+def _slots(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    parts: Sequence[tuple[int, int]] = (),
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """Query [n, H, Q, D]; key and value [n, H or fewer, columns, D]; returns [n, Q, H, D]. No parts: all see all."""
+    assert attention_mask is not None
+    _refuse(module, dropout, extras)
+    parts = parts or [(len(query), key.shape[2])]
+    states = (query, key, value, attention_mask.expand(len(query), -1, -1, -1))
+    split = zip(*(torch.split(each, [rows for rows, _ in parts]) for each in states), strict=True)
+    out = [
+        F.scaled_dot_product_attention(
+            q, k[:, :, :seen], v[:, :, :seen], mask[..., :seen], scale=scaling, enable_gqa=k.shape[1] < q.shape[1]
+        )
+        for (q, k, v, mask), (_, seen) in zip(split, parts, strict=True)
+    ]
+    return torch.cat(out).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED, _packed)
+AttentionInterface.register(SLOTS, _slots)

@@ -1,11 +1,12 @@
 """From command-line overrides to a checked configuration, and one clear message for whatever is wrong with them."""
 
 import contextlib
+import functools
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -40,11 +41,12 @@ def conf_dir() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """The configuration groups and their options."""
+    """The groups of an experiment's configuration and their options."""
+    sections = {f.name for f in fields(Config)}
     return {
         folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
         for folder in sorted(conf_dir().iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name in sections
     }
 
 
@@ -60,13 +62,21 @@ def normalize(overrides: Sequence[str]) -> list[str]:
 
 def load(overrides: Sequence[str]) -> Config:
     """The checked configuration of one experiment. Raises UserError with one message."""
+    return to_config(compose_named(overrides))
+
+
+def compose_named(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra composes of overrides whose groups, options and keys all exist. Raises UserError with one message."""
     register()
     overrides = normalize(overrides)
-    parsed = _parse(overrides)
+    parsed = [parse(o) for o in overrides]
     _check_groups(parsed)
+    known = groups()
+    chosen = [o for o, p in zip(overrides, parsed, strict=True) if p.key_or_group in known]
     with explained(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        _check_keys(parsed)
-        return to_config(compose("config", overrides))
+        composed = compose("config", chosen)  # whose keys are those that other overrides may name
+        check_keys(parsed, keys(composed), known)
+        return composed if chosen == overrides else compose("config", overrides)
 
 
 @contextlib.contextmanager
@@ -80,15 +90,23 @@ def explained() -> Iterator[None]:
 
 def to_config(composed: DictConfig) -> Config:
     """The dataclass of a composed configuration, its values checked."""
-    _check_method_named(composed)
+    check_method_named(composed)
     with explained():
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
+        config = OmegaConf.to_object(typed(composed))
     assert isinstance(config, Config)
     check(config)
     return config
 
 
-def _check_method_named(composed: DictConfig) -> None:
+def typed(composed: DictConfig) -> DictConfig:
+    """A composed configuration whose nodes convert what they are given as the schema says."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def check_method_named(composed: DictConfig) -> None:
+    """Refuse a composed configuration without a method."""
     if OmegaConf.is_missing(composed.method, "name"):
         raise UserError(f"No method given. Add one of: {' '.join(f'+method={m}' for m in METHODS)}")
 
@@ -98,10 +116,10 @@ def check(config: Config) -> None:
     needed = needs(config.method.name)
     check_loss(config.method.name, config.method.loss)
     if needed.alpha:
-        schedules.check(config.schedule.name, config.schedule.params)
+        schedules.check(config.schedule.name, config.schedule.params, config.schedule.levels)
     parse_size(config.data.size)
     for key, choices in _CHOICES.items():
-        value = OmegaConf.select(OmegaConf.structured(config), key)
+        value: Any = functools.reduce(getattr, key.split("."), cast(Any, config))
         if value not in choices:
             raise UserError(f"{key}={value}: choose one of {', '.join(choices)}.{nearest(str(value), choices)}")
     if config.model.template != "chat" and "{prompt}" not in config.model.template:
@@ -160,12 +178,13 @@ def _training_ranges(name: str, run: Optimization) -> list[_Range]:
 # --- what Hydra would say in many lines
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def parse(override: str) -> Override:
+    """One override in Hydra's grammar. Raises UserError."""
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
+        return OverridesParser.create().parse_override(override)
+    except (HydraException, OverrideParseException) as error:
         raise UserError(
-            f"'{error.override}' is no override: write key=value, for example seed=1 (quote texts with special signs: "
+            f"'{override}' is no override: write key=value, for example seed=1 (quote texts with special signs: "
             f"'key=\"a b\"')."
         ) from error
 
@@ -184,12 +203,8 @@ def _check_groups(parsed: Sequence[Override]) -> None:
                 )
 
 
-def _check_keys(parsed: Sequence[Override]) -> None:
-    """Compare the keys with those of the configuration that the group choices alone give."""
-    known = groups()
-    chosen = [str(o.input_line) for o in parsed if o.key_or_group in known]
-    composed = compose("config", chosen)
-    keys = _keys(OmegaConf.to_container(composed))
+def check_keys(parsed: Sequence[Override], keys: Collection[str], known: Collection[str]) -> None:
+    """Refuse overrides of keys that are neither among those of the configuration nor groups."""
     for override in parsed:
         key = override.key_or_group
         if key in known or key.startswith("hydra"):
@@ -197,9 +212,8 @@ def _check_keys(parsed: Sequence[Override]) -> None:
         if override.is_add() and any(key.startswith(p) for p in ("method.loss.", "schedule.params.", *_FREE)):
             continue
         if key not in keys:
-            names = [*keys, *known]
             leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-            hint = f" Did you mean '{leaf[0]}'?" if leaf else nearest(key, names)
+            hint = f" Did you mean '{leaf[0]}'?" if leaf else nearest(key, [*keys, *known])
             parent = key.rsplit(".", 1)[0] if "." in key else ""
             siblings = [k.removeprefix(f"{parent}.") for k in keys if k.startswith(f"{parent}.") or not parent]
             near = ", ".join(sorted({s.split(".")[0] for s in siblings})) or "none"
@@ -208,6 +222,11 @@ def _check_keys(parsed: Sequence[Override]) -> None:
 
 
 _FREE = ("model.architecture.", "data.generator.")
+
+
+def keys(composed: DictConfig) -> list[str]:
+    """The dotted keys of a composed configuration, sections included."""
+    return _keys(OmegaConf.to_container(composed))
 
 
 def _keys(container: Any, prefix: str = "") -> list[str]:

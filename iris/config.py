@@ -65,6 +65,7 @@ class Schedule:
     name: str = MISSING
     per: str = "iteration"  # iteration | step
     params: dict[str, float] = field(default_factory=dict)
+    levels: list[float] = field(default_factory=list)  # `levels`: α of each iteration; the last one goes on
 
 
 @dataclass

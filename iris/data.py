@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris import generators
+from iris import fingerprint, generators
 from iris.errors import UserError, nearest
 from iris.responses import lists
 from iris.store import Artifact
@@ -190,12 +190,11 @@ def _hub(identity: Mapping[str, Any], location: Mapping[str, Any], names: Sequen
     """The repository at its commit is brought into the hub's cache, so that it is the same offline and online."""
     from datasets import load_dataset
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     where = f"data.path={location['path']} (commit {location['revision']})"
     try:
         folder = snapshot_download(location["path"], repo_type="dataset", revision=location["revision"])
-    except (HfHubHTTPError, OSError) as error:
+    except fingerprint.hub_errors() as error:
         raise UserError(
             f"{where}: the hub does not give it and the cache does not hold all of it ({error}). Download it first: "
             f"hf download {location['path']} --repo-type dataset --revision {location['revision']}"

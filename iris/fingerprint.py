@@ -48,7 +48,7 @@ def of_hub(repository: str, revision: str | None, kind: str, key: str) -> str:
 @functools.cache
 def _commit(repository: str, revision: str, kind: str, key: str) -> str:
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     cached = (
         Path(constants.HF_HUB_CACHE)
@@ -63,7 +63,7 @@ def _commit(repository: str, revision: str, kind: str, key: str) -> str:
         raise UserError(
             f"{key}={repository}: neither a folder or file here nor a hub name such as owner/name."
         ) from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except hub_errors() as error:
         if not cached.is_file():
             raise _not_found(
                 f"the hub does not answer with it ({type(error).__name__})", repository, revision, kind, key
@@ -73,12 +73,22 @@ def _commit(repository: str, revision: str, kind: str, key: str) -> str:
     return cached.read_text().strip()
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises without the hub: its own error and those it derives from, which are OSError and
+    that of the HTTP library, whichever it is.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(c for c in HfHubHTTPError.__mro__ if issubclass(c, Exception) and c is not Exception)
+
+
 def _not_found(why: str, repository: str, revision: str, kind: str, key: str) -> UserError:
     from huggingface_hub import constants
 
     return UserError(
         f"{key}={repository} (revision {revision}): {why} and the cache {constants.HF_HUB_CACHE} does not hold it. "
-        f"Give a local folder, or download it first: hf download {repository} --repo-type {kind}"
+        f"Name its commit, {key.replace('path', 'revision')}=<40 hexadecimal digits>, give a local folder, or download "
+        f"it first: hf download {repository} --repo-type {kind}"
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from iris.catalog import check_tasks, known_tasks, select
 from iris.contamination import prompt_hash
 from iris.errors import UserError
+from iris.harness_part import check_share, restrict
 from iris.progress import Progress
 from iris.world import World
 
@@ -41,6 +42,8 @@ class Scores:
     truncated: int  # requests whose prompt lost its beginning because it was longer than the model's context
     tokens: int  # tokens that this process has fed and sampled
     warnings: list[str]  # what lm-eval warned of, each once
+    answers: dict[str, Any]  # of every request (`iris.harness_part.request_keys`) what the model answered
+    reused: int  # how many of them were known before
 
 
 def evaluate(
@@ -52,6 +55,8 @@ def evaluate(
     limit: int | None = None,
     num_fewshot: int | None = None,
     chat_template: bool = False,
+    share: float | None = None,
+    answers: Mapping[str, Any] | None = None,
     micro_batch_tokens: int = 16384,
     max_new_tokens: int | None = None,
     engine: "Engine | None" = None,
@@ -70,6 +75,7 @@ def evaluate(
     context is too short.
     """
     _check(tokenizer, limit, num_fewshot, chat_template)
+    check_share(share)
     selection, names = select(tasks, include), list(dict.fromkeys(tasks))
     from lm_eval.evaluator import evaluate as run
 
@@ -79,6 +85,9 @@ def evaluate(
     with _restored(model), _quiet() as warnings, tempfile.TemporaryDirectory() as cache:
         manager = Tasks(selection, include, seed, Path(cache))
         loaded = manager.build(names, num_fewshot)
+        if share is not None:
+            for task in loaded["tasks"].values():
+                restrict(task, share, limit)
         lm = HarnessModel(
             model,
             copy.deepcopy(tokenizer),  # HFLM may give it a padding token
@@ -88,6 +97,7 @@ def evaluate(
             seed=seed,
             world=world or World(),
             progress=progress or Progress(quiet=True),
+            answers=answers,
         )
         warnings.clear()  # what is said about loading is an error by now, or of no interest
         found = run(
@@ -98,7 +108,7 @@ def evaluate(
             apply_chat_template=chat_template,
             fewshot_as_multiturn=chat_template,
         )
-        return _scores(found, loaded, manager.expand(names), lm, limit, warnings)
+        return _scores(found, loaded, manager.expand(names), lm, limit, share, warnings)
 
 
 def prompt_hashes(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -128,7 +138,7 @@ def _slots(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "E
     from iris.models import eos_token_ids
     from iris.rollouts import SlotEngine
 
-    return SlotEngine(model, eos_token_ids(model, tokenizer))
+    return SlotEngine(model, eos_token_ids(model.generation_config, tokenizer))
 
 
 def _scores(
@@ -137,11 +147,12 @@ def _scores(
     names: list[str],
     lm: Any,
     limit: int | None,
+    share: float | None,
     warnings: list[str],
 ) -> Scores:
     from iris import harness_scores as scores
 
-    scores.check_counts(found["n-samples"], limit)
+    scores.check_counts(found["n-samples"], limit, share)
     results = found["results"]
     rows = {getattr(item, "task_name", None) or item.name: item for item in scores.benchmarks(loaded, names)}
     main = {name: scores.main_metric(item, results) for name, item in rows.items()}
@@ -154,6 +165,8 @@ def _scores(
         truncated=sum(lm.world.gather(lm.truncated)),
         tokens=lm.tokens,
         warnings=list(dict.fromkeys(warnings)),
+        answers=lm.answers,
+        reused=lm.reused,
     )
 
 

@@ -7,7 +7,7 @@ splitting of documents would give every process other few-shot examples.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iris.errors import UserError
+from iris.harness_part import request_keys
 from iris.logprobs import Policy
 from iris.packing import Packed, Row, micro_batches, pack
 from iris.progress import Progress
@@ -58,7 +59,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     """`model`, which must lie in memory as a whole, behind lm-eval's three kinds of request.
 
     `tokens` counts what this process has fed and sampled; `truncated` its requests whose prompt lost its beginning
-    because it was longer than the model's context.
+    because it was longer than the model's context. What `answers` knows is not asked again; it grows by what is.
     """
 
     def __init__(
@@ -72,19 +73,23 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         seed: int,
         world: World,
         progress: Progress,
+        answers: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=64)
         self.engine, self.micro_batch_tokens, self.max_new_tokens = engine, micro_batch_tokens, max_new_tokens
         self.seed, self.world, self.progress = seed, world, progress
-        self.tokens = self.truncated = 0
+        self.tokens = self.truncated = self.reused = 0
+        self.answers = dict(answers or {})
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """(log π(continuation | context) in nats, whether it is the greedy one) of every request."""
-        return self._share("likelihoods", requests, requests, partial(super().loglikelihood, disable_tqdm=True))
+        return self._answer("likelihoods", requests, requests, partial(super().loglikelihood, disable_tqdm=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """log π(text) in nats of every request."""
-        return self._share("likelihoods", requests, requests, partial(super().loglikelihood_rolling, disable_tqdm=True))
+        return self._answer(
+            "likelihoods", requests, requests, partial(super().loglikelihood_rolling, disable_tqdm=True)
+        )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """The response to every request, cut before the first of its stop strings."""
@@ -94,7 +99,18 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             document = request.task_name, request.doc_id
             work.append((request.args[0], *self._settings(request), _seed(self.seed, *document, repeats[document])))
             repeats[document] += 1
-        return self._share("responses", requests, work, self._generate)
+        return self._answer("responses", requests, work, self._generate)
+
+    def _answer(
+        self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
+        """The answers to all requests, known ones included; `work` is what each comes to."""
+        keys = request_keys(requests)
+        new = [index for index, key in enumerate(keys) if key not in self.answers]
+        found = self._share(label, [requests[i] for i in new], [work[i] for i in new], answer)
+        self.reused += len(keys) - len(new)
+        self.answers |= zip((keys[i] for i in new), found, strict=True)
+        return [self.answers[key] for key in keys]
 
     def _share(
         self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]

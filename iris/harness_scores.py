@@ -9,6 +9,7 @@ from lm_eval.api.group import Group
 from lm_eval.utils import handle_non_serializable
 
 from iris.errors import UserError
+from iris.harness_part import chosen
 
 Main = tuple[str, float, float | None]
 
@@ -69,10 +70,11 @@ def _reported(name: str, key: str, results: Mapping[str, Mapping[str, Any]]) -> 
     return key, numbers[key], numbers.get(key.replace(",", "_stderr,", 1))
 
 
-def check_counts(counts: Mapping[str, Mapping[str, int]], limit: int | None) -> None:
-    """Raise unless every document was scored. `counts`: task → {"original", "effective"}."""
+def check_counts(counts: Mapping[str, Mapping[str, int]], limit: int | None, share: float | None = None) -> None:
+    """Raise unless every document (of the share) was scored. `counts`: task → {"original", "effective"}."""
     for name, count in counts.items():
-        expected = min(count["original"], limit or count["original"])
+        documents = min(count["original"], limit or count["original"])
+        expected = documents if share is None else len(chosen(name, documents, share))
         if count["effective"] != expected:
             raise UserError(f"The evaluation task '{name}' scored {count['effective']} of its {expected} documents.")
 

@@ -49,8 +49,8 @@ class Policy(nn.Module):
     def forward(self, packed: Packed, coefficients: Coefficients | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """log π(response | prompt) of the R responses of `packed`: float32 [R], summed over response tokens (nats).
 
-        With `coefficients`, a pair: the same values as constants, and the scalar Σ coefficient · log π that carries the
-        gradient at less cost (see `iris.head.fused_logps`).
+        With `coefficients`, a pair: the same values as constants, and for each block of `packed` the scalar
+        Σ coefficient · log π that carries the gradient at less cost (see `iris.head.fused_logps`).
         """
         self._check_lengths(packed)
         output = self._base.base_model(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 import transformers
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +24,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -71,9 +72,10 @@ def fetch(repository: str, commit: str) -> Path:
     """The folder of a commit in the hub cache; safetensors, configuration and tokenizer are downloaded if missing."""
     try:
         return Path(snapshot_download(repository, revision=commit, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+    except fingerprint.hub_errors() as error:
         raise UserError(
-            f"The model {repository} at commit {commit} cannot be downloaded ({type(error).__name__}), and the cache "
+            f"The model {repository} at commit {commit} cannot be downloaded ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}), and the cache "
             f"{constants.HF_HUB_CACHE} does not hold all of it. For a gated model accept its terms and log in first "
             f"(hf auth login); without a network download it elsewhere: hf download {repository} --revision {commit}"
         ) from error
@@ -375,9 +377,9 @@ def response_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
     return next((i for i in tokenizer.encode(tail, add_special_tokens=False) if i in special), eos)
 
 
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_token_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """All ids at which sampling stops: the tokenizer's, the generation configuration's and the chat template's."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    configured = generation.eos_token_id if generation else None
     ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
     if tokenizer.chat_template:
         ids.add(response_end(tokenizer, "chat"))

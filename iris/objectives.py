@@ -91,6 +91,11 @@ def iris(real_ratio: Tensor, synthetic_ratio: Tensor, *, alpha: float | Tensor, 
     return _tilted_mean(scale * synthetic_ratio, order) - _tilted_mean(scale * real_ratio, order - 1)
 
 
+def iris_tilts(*, alpha: float | Tensor, scale: float = 0.1) -> tuple[float, float]:
+    """The log-weights of `iris_weights` as multiples of the ratios, of annotated and of synthetic samples."""
+    return (float(alpha) - 1) * scale, float(alpha) * scale
+
+
 def iris_weights(
     real_ratio: Tensor, synthetic_ratio: Tensor, *, alpha: float | Tensor, scale: float = 0.1
 ) -> tuple[Tensor, Tensor]:
@@ -98,9 +103,9 @@ def iris_weights(
 
     [B], [B] → [B], [B], each normalised to sum to 1 over the global batch; constants to the gradient.
     """
-    order = float(alpha)
-    w = torch.softmax((order - 1) * scale * real_ratio.detach(), dim=0)
-    v = torch.softmax(order * scale * synthetic_ratio.detach(), dim=0)
+    real_tilt, synthetic_tilt = iris_tilts(alpha=alpha, scale=scale)
+    w = torch.softmax(real_tilt * real_ratio.detach(), dim=0)
+    v = torch.softmax(synthetic_tilt * synthetic_ratio.detach(), dim=0)
     return w, v
 
 

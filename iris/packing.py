@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,20 +38,24 @@ class Packed:
     A row lies in the stream as prompt, response, response, … Each response is one attention *sequence*: its keys are
     its prompt and itself; its queries are itself and, where it is the first of its row, the prompt. So the queries of
     sequence 0, 1, … one after the other are the stream, and within a sequence the last query sees the last key.
+
+    Labels, and with them log-probabilities, come row by row in one block; or, packed by column, in two: the first
+    response of every row, then all others row by row.
     """
 
     input_ids: Tensor  # [1, N]
     position_ids: Tensor  # [1, N], from the start of the prompt
     predict: Tensor  # [M], stream index of the hidden state that predicts each response token
     labels: Tensor  # [M], the response tokens
-    owner: Tensor  # [M], the response (0 … R-1) of each label, ascending
+    owner: Tensor  # [M], the response (0 … R-1, in the order of the labels) of each label, ascending
     keys: Tensor  # [K], stream index of every key of sequence 0, 1, …
     query_offsets: Tensor  # [R + 1] int32, cumulative query lengths
     key_offsets: Tensor  # [R + 1] int32, cumulative key lengths
     query_lengths: tuple[int, ...]  # R lengths
     key_lengths: tuple[int, ...]  # R lengths
     response_lengths: tuple[int, ...]  # R numbers of labels
-    row_sizes: tuple[int, ...]  # responses of each row
+    units: tuple[int, ...]  # consecutive responses that a loss may take together: those of each row; by column, each
+    blocks: tuple[int, ...]  # responses of each block
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same micro-batch on `device`."""
@@ -72,25 +76,30 @@ class _Sequence(NamedTuple):
         return range(0 if self.first else len(self.prompt), len(self.prompt) + len(self.response))
 
 
-def pack(rows: Sequence[Row]) -> Packed:
+def pack(rows: Sequence[Row], *, by_column: bool = False) -> Packed:
     """Lay `rows` end to end, on the CPU. Responses keep the order of the rows and their order within a row."""
     sequences = list(_sequences(rows))
     queries = [len(sequence.positions) for sequence in sequences]
     keys = [len(sequence.prompt) + len(sequence.response) for sequence in sequences]
-    lengths = [len(sequence.response) for sequence in sequences]
+    labelled = sorted(sequences, key=lambda sequence: not sequence.first) if by_column else sequences
+    lengths = [len(sequence.response) for sequence in labelled]
+    stream = np.concatenate([np.asarray(tokens) for row in rows for tokens in (row.prompt, *row.responses)])
     return Packed(
-        input_ids=_flat(tokens for row in rows for tokens in (row.prompt, *row.responses))[None],
-        position_ids=_flat(sequence.positions for sequence in sequences)[None],
-        predict=_flat((sequence.prompt[-1], *sequence.response[:-1]) for sequence in sequences),
-        labels=_flat(response for row in rows for response in row.responses),
+        input_ids=torch.from_numpy(stream.astype(np.int64))[None],
+        position_ids=_indices(sequence.positions for sequence in sequences)[None],
+        predict=_indices(
+            part for s in labelled for part in (s.prompt[-1:], range(s.response.start, s.response.stop - 1))
+        ),
+        labels=torch.from_numpy(stream.astype(np.int64))[_indices(sequence.response for sequence in labelled)],
         owner=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
-        keys=_flat(chain(sequence.prompt, sequence.response) for sequence in sequences),
+        keys=_indices(part for sequence in sequences for part in (sequence.prompt, sequence.response)),
         query_offsets=torch.tensor([0, *accumulate(queries)], dtype=torch.int32),
         key_offsets=torch.tensor([0, *accumulate(keys)], dtype=torch.int32),
         query_lengths=tuple(queries),
         key_lengths=tuple(keys),
         response_lengths=tuple(lengths),
-        row_sizes=tuple(len(row.responses) for row in rows),
+        units=(1,) * len(lengths) if by_column else tuple(len(row.responses) for row in rows),
+        blocks=(len(rows), len(lengths) - len(rows)) if by_column else (len(lengths),),
     )
 
 
@@ -104,8 +113,8 @@ def _sequences(rows: Iterable[Row]) -> Iterator[_Sequence]:
             start += len(response)
 
 
-def _flat(parts: Iterable[Iterable[int]]) -> Tensor:
-    return torch.tensor(list(chain.from_iterable(parts)), dtype=torch.long)
+def _indices(parts: Iterable[range]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.arange(part.start, part.stop) for part in parts]))
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from iris import fingerprint, schedules
 from iris.config import Data, Experiment, Model, Optimization, Train, at_iteration, parse_size
@@ -16,14 +15,21 @@ from iris.errors import UserError
 from iris.methods import needs
 
 VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 1, "train": 1, "evaluate": 1}
+# Equal values, equal texts.
+canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, check_circular=False).encode
+_UNSAFE = re.compile(r"[^\w.=-]+")
+T = TypeVar("T")
+SHARE = 0.15  # of an evaluation's documents that `part` takes unless told otherwise
 Inputs = Mapping[str, "Stage | tuple[Stage, ...]"]
+Describe = Callable[[], tuple[str, Mapping[str, Any]]]  # a stage's name and identity
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Stage:
     """One unit of work. `key` follows from kind, name, identity, version and the keys of the inputs.
 
-    `location` says where content named in the identity is to be found; it is not part of the key.
+    `location` says where content named in the identity is to be found; it is not part of the key. Two stages are the
+    same where their keys are.
     """
 
     kind: str
@@ -31,13 +37,12 @@ class Stage:
     identity: Mapping[str, Any]
     inputs: Inputs = field(default_factory=dict)
     location: Mapping[str, Any] = field(default_factory=dict)
+    key: str = field(init=False)
 
-    @cached_property
-    def key(self) -> str:
-        """`<readable name>-<hash>`."""
-        return make_key(self.kind, self.name, self.identity, self.input_keys)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", make_key(self.kind, self.name, self.identity, self.input_keys))
 
-    @cached_property
+    @property
     def input_keys(self) -> dict[str, str | list[str]]:
         """The keys of the inputs by role."""
         return {role: [s.key for s in x] if isinstance(x, tuple) else x.key for role, x in self.inputs.items()}
@@ -55,7 +60,7 @@ class Stage:
         return stages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of the final table: a policy, what led to it and its evaluation."""
 
@@ -65,7 +70,7 @@ class Row:
     scores: tuple[Stage, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chain:
     """All stages of an experiment in an order that respects their inputs, and the rows of its table."""
 
@@ -77,39 +82,81 @@ class Chain:
 
 def make_key(kind: str, name: str, identity: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
     """`<readable name>-<hash>` over the full resolved identity, the input keys and the stage's version."""
-    text = json.dumps([kind, VERSIONS[kind], name, identity, inputs], sort_keys=True, ensure_ascii=False)
+    text = canonical([kind, VERSIONS[kind], name, identity, inputs])
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def chain(experiment: Experiment) -> Chain:
-    """The stages of one experiment. Raises UserError for content that cannot be found."""
-    return _Builder(experiment).build()
+class Known:
+    """What was found for one experiment and holds for the next that has the same sections of configuration and inputs.
+
+    The same means the same objects: experiments that are to share must share them, and nobody may change them.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, Any] = {}
+        self.stages: dict[Hashable, Stage] = {}  # by what they are made of
+        self._by_key: dict[str, Stage] = {}
+        self._kept: list[Any] = []
+
+    def keep(self, experiment: Experiment) -> None:
+        """Keep an experiment's sections in memory, so that no other section gets the id of one of them."""
+        self._kept.append(experiment)
+
+    def one(self, stage: Stage) -> Stage:
+        """The one object that stands for a stage, so that what it leads to is found under it again."""
+        return self._by_key.setdefault(stage.key, stage)
+
+    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What `find` returns, called once for a key that holds everything its result depends on.
+
+        A UserError is raised again without another try: a hub that does not answer costs seconds.
+        """
+        found: T | UserError | None = self._found.get(key)
+        if found is None:
+            try:
+                found = find()
+            except UserError as error:
+                found = error
+            self._found[key] = found
+        if isinstance(found, UserError):
+            raise UserError(str(found))
+        return found
+
+
+def chain(experiment: Experiment, known: Known | None = None) -> Chain:
+    """The stages of one experiment. Raises UserError for content that cannot be found.
+
+    `known` may be given for many experiments whose sections are not changed meanwhile.
+    """
+    return _Builder(experiment, known or Known()).build()
 
 
 class _Builder:
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, known: Known) -> None:
+        self.experiment, self.known = experiment, known
+        known.keep(experiment)
         self.needs = needs(experiment.method.name)
-        self.base = base_stage(experiment.model, experiment.seed)
-        self.data = data_stage(experiment.data, experiment.model, self.base)
+        model, data, evaluate, precision = experiment.model, experiment.data, experiment.evaluate, self._precision
+        seed = experiment.seed if model.source == "config" else 0
+        self.base = known.once(("base", id(model), seed), lambda: known.one(base_stage(model, seed)))
+        data_key = ("data", id(data), id(model), self.base)
+        self.data = known.once(data_key, lambda: known.one(data_stage(data, model, self.base)))
+        self.evaluation = known.once(("evaluation", id(evaluate), precision), lambda: _evaluation(experiment))
         self.name = f"{self.data.name}-{self.base.name}-s{experiment.seed}"
-        self.evaluation = _evaluation(experiment)
         self.policies: list[Stage] = []
         self.generates: list[Stage] = []
-        self.stages: list[Stage] = [self.base, self.data]
+        self.stages = dict.fromkeys((self.base, self.data))  # in order
         self.rows: list[Row] = []
+
+    @property
+    def _precision(self) -> str:
+        return self.experiment.train.precision
 
     def build(self) -> Chain:
         experiment = self.experiment
         if experiment.model.sft:
             self._row("base", self.base)
-            sft = self._add(
-                "sft",
-                f"{self.name}-sft",
-                _training(experiment.train, experiment.train.sft, 0) | {"seed": experiment.seed},
-                {"policy": self.base, "data": self.data},
-            )
-            self._row("sft", sft)
+            self._row("sft", self._sft())
         else:
             self._row("π0", self.base)
         for iteration in range(experiment.iterations):
@@ -118,28 +165,36 @@ class _Builder:
         summary = json.dumps([row.evaluate.key for row in self.rows])
         return Chain(f"{name}-{fingerprint.digest(summary)[:8]}", tuple(self.stages), tuple(self.rows), self.data)
 
+    def _add(self, parts: tuple[Any, ...], inputs: Inputs, describe: Describe) -> Stage:
+        """A stage; `parts` holds its kind and all that its name, identity, location and roles of inputs depend on."""
+        made_of = (*parts, *inputs.values())
+        stage = self.known.stages.get(made_of)
+        if stage is None:
+            name, identity = describe()
+            location = {"include": self.experiment.evaluate.include} if parts[0] == "evaluate" else {}
+            stage = self.known.one(Stage(parts[0], name, identity, inputs, location))
+            self.known.stages[made_of] = stage
+        self.stages[stage] = None
+        return stage
+
+    def _sft(self) -> Stage:
+        train, seed = self.experiment.train, self.experiment.seed
+        return self._add(
+            ("sft", id(train.sft), id(train.lora), train.precision, seed),
+            {"policy": self.base, "data": self.data},
+            lambda: (f"{self.name}-sft", self._training(train.sft, 0) | {"seed": seed}),
+        )
+
+    def _training(self, run: Optimization, t: int) -> dict[str, Any]:
+        train = self.experiment.train
+        parts = ("training", id(run), id(train.lora), train.precision, t)
+        return self.known.once(parts, lambda: _training(train, run, t))
+
     def _row(self, label: str, policy: Stage, scores: tuple[Stage, ...] = ()) -> None:
         self.policies = [policy] if label == "base" or label == "sft" else [*self.policies, policy]
-        evaluate = self._add(
-            "evaluate",
-            policy.name,
-            self.evaluation,
-            {"policy": policy},
-            {"include": self.experiment.evaluate.include},
-        )
+        parts = ("evaluate", id(self.evaluation))
+        evaluate = self._add(parts, {"policy": policy}, lambda: (policy.name, self.evaluation))
         self.rows.append(Row(label, policy, evaluate, scores))
-
-    def _add(
-        self,
-        kind: str,
-        name: str,
-        identity: Mapping[str, Any],
-        inputs: Inputs,
-        location: Mapping[str, Any] | None = None,
-    ) -> Stage:
-        stage = Stage(kind, slug(name), identity, inputs, location or {})
-        self.stages.append(stage)
-        return stage
 
     def _iterate(self, t: int) -> None:
         method, needed = self.experiment.method, self.needs
@@ -156,35 +211,53 @@ class _Builder:
             scores = (real[0], self._score(policy, self.generates[-1])) if players else ()
             if needed.proto and t > 0:
                 inputs["proto"] = self.generates[0]
-        identity = _training(self.experiment.train, self.experiment.train, t)
-        identity |= {"seed": self.experiment.seed, "method": method.name, "samples": method.samples}
+        self._row(f"t={t + 1}", self._train(t, inputs), scores)
+
+    def _train(self, t: int, inputs: Inputs) -> Stage:
+        experiment = self.experiment
+        parts = ("train", id(experiment.train), id(experiment.method), id(experiment.schedule), experiment.iterations)
+        name = f"{experiment.method.name}-{self.name}-t{t + 1}"
+        return self._add((*parts, experiment.seed, t), inputs, lambda: (name, self._train_identity(t)))
+
+    def _train_identity(self, t: int) -> dict[str, Any]:
+        method, needed = self.experiment.method, self.needs
+        identity = self._training(self.experiment.train, t) | {"seed": self.experiment.seed}
+        identity |= {"method": method.name, "samples": method.samples}
         identity["loss"] = {k: at_iteration(v, t) for k, v in method.loss.items()}
         if needed.proto and t == 0:
             identity["loss"]["beta"] = 0.0  # there is no earlier response to tell apart (T-SPIN, eq. 7)
         if needed.alpha:
             identity["alpha"] = alpha(self.experiment, t)
-        trained = self._add("train", f"{method.name}-{self.name}-t{t + 1}", identity, inputs)
-        self._row(f"t={t + 1}", trained, scores)
+        return identity
 
     def _generate(self, policy: Stage, t: int) -> Stage:
-        identity = asdict(self.experiment.generate) | {
-            "precision": self.experiment.train.precision,
-            "samples": self.experiment.method.samples,
-            "seed": self.experiment.seed,
-            "iteration": t,
-        }
-        return self._add("generate", f"{policy.name}-y{t}", identity, {"policy": policy, "data": self.data})
+        generate, samples, seed = self.experiment.generate, self.experiment.method.samples, self.experiment.seed
+        precision = self._precision
+
+        def describe() -> tuple[str, dict[str, Any]]:
+            sampling = self.known.once(("sampling", id(generate)), lambda: asdict(generate))
+            more = {"precision": precision, "samples": samples, "seed": seed, "iteration": t}
+            return f"{policy.name}-y{t}", sampling | more
+
+        parts = ("generate", id(generate), precision, samples, seed, t)
+        return self._add(parts, {"policy": policy, "data": self.data}, describe)
 
     def _score(self, policy: Stage, responses: Stage) -> Stage:
-        stage = Stage(
-            "score",
-            slug(f"{policy.name}-on-{'y' if responses is self.data else responses.name.rsplit('-', 1)[-1]}"),
-            {"precision": self.experiment.train.precision, "shard": self.experiment.generate.shard},
-            {"policy": policy, "responses": responses, "data": self.data},
-        )
-        if all(stage.key != s.key for s in self.stages):
-            self.stages.append(stage)
-        return stage
+        precision, shard = self._precision, self.experiment.generate.shard
+
+        def describe() -> tuple[str, dict[str, Any]]:
+            scored = "y" if responses is self.data else responses.name.rsplit("-", 1)[-1]
+            identity = {"precision": precision, "shard": shard}
+            return f"{policy.name}-on-{scored}", self.known.once(("scoring", precision, shard), lambda: identity)
+
+        parts = ("score", precision, shard)
+        return self._add(parts, {"policy": policy, "responses": responses, "data": self.data}, describe)
+
+
+def part(evaluate: Stage, share: float) -> Stage:
+    """The evaluation of a fixed share of each task's documents; the whole one reuses what it finds of it."""
+    identity = dict(evaluate.identity) | {"share": share}
+    return Stage("evaluate", f"{evaluate.name}-part", identity, evaluate.inputs, evaluate.location)
 
 
 def base_of(policy: Stage) -> Stage:
@@ -196,12 +269,14 @@ def base_of(policy: Stage) -> Stage:
 
 def slug(text: str) -> str:
     """A text that can be part of a file name."""
-    return re.sub(r"[^\w.=-]+", "_", text).strip("._")
+    return _UNSAFE.sub("_", text).strip("._")
 
 
 def alpha(experiment: Experiment, t: int) -> dict[str, Any]:
     """What determines α in iteration t: its value where the schedule fixes it, so that schedules that agree share."""
     schedule, iterations = experiment.schedule, experiment.iterations
+    if schedule.name == schedules.LEVELS:
+        return {"value": at_iteration(schedule.levels, t)}
     if schedule.name == "adaptive":
         return {"adaptive": dict(schedule.params)}
     if schedule.per == "step":

@@ -60,7 +60,7 @@ def _wait(processes: Sequence[Process]) -> int | None:
     while None in [p.poll() for p in processes]:  # of all: poll notes how each has ended
         if (failed := _failed(processes)) is not None:
             deadline = time.monotonic() + _GRACE
-            while processes[0].poll() is None and time.monotonic() < deadline:
+            while None in [p.poll() for p in processes] and time.monotonic() < deadline:
                 time.sleep(0.05)
             return failed
         time.sleep(0.05)

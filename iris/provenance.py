@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+ORIGIN = "code.json"  # beside this file in a copy of the code: what `code` found where it was copied from
 _PACKAGES = ["iris-selfplay", "torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "vllm", "numpy"]
 _PACKAGES += ["lm-eval", "hydra-core", "reasoning-gym"]
 
@@ -17,7 +19,7 @@ _PACKAGES += ["lm-eval", "hydra-core", "reasoning-gym"]
 def collect(store: Path, started: datetime) -> dict[str, Any]:
     """Git commit and diff, package versions, host, device, command, start and end (UTC)."""
     return {
-        "code": _code(store),
+        "code": code(store),
         "packages": _versions(),
         "python": platform.python_version(),
         "host": platform.node(),
@@ -30,9 +32,12 @@ def collect(store: Path, started: datetime) -> dict[str, Any]:
 
 
 @functools.cache
-def _code(store: Path) -> dict[str, str | None]:
+def code(store: Path) -> dict[str, str | None]:
     """The commit of the running code, and the name of the file in the store that holds its uncommitted diff."""
     folder = Path(__file__).parent
+    if (folder / ORIGIN).is_file():
+        origin: dict[str, str | None] = json.loads((folder / ORIGIN).read_text())
+        return origin
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "diff": None}
@@ -40,7 +45,7 @@ def _code(store: Path) -> dict[str, str | None]:
     if not diff:
         return {"commit": commit.strip(), "diff": None}
     name = f".code/{hashlib.sha256(diff.encode()).hexdigest()[:16]}.diff"
-    (store / ".code").mkdir(exist_ok=True)
+    (store / ".code").mkdir(parents=True, exist_ok=True)
     (store / name).write_text(diff)
     return {"commit": commit.strip(), "diff": name}
 

@@ -6,22 +6,23 @@ Prompts are prefilled together, packed into one row, once for all their samples;
 start first.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
+from itertools import accumulate, chain
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from iris.errors import UserError, nearest
+from iris.attention import SLOTS, parts
+from iris.errors import UserError
 
-ENGINES = ("slots", "vllm")
 # Prompt tokens per prefill: enough to fill the matrix products, few enough for the quadratic mask of the packed row.
 PREFILL_TOKENS = 512
 # Width of the blocks whose masses are summed in float32; the sums over blocks and inside one block are float64.
@@ -76,27 +77,6 @@ class Engine(Protocol):
         ...
 
 
-def engine(
-    name: str,
-    load: Callable[[], PreTrainedModel],
-    folder: Path,
-    eos_token_ids: Sequence[int],
-    slots: int = 64,
-    precision: str = "auto",
-) -> Engine:
-    """The engine `name`: `slots` runs the model that `load` returns, `vllm` the one in `folder` with `precision`."""
-    if name == "slots":
-        return SlotEngine(load(), eos_token_ids, slots)
-    if name == "vllm":
-        from iris.vllm_rollouts import VllmEngine
-
-        return VllmEngine(folder, eos_token_ids, precision)
-    raise UserError(
-        f"There is no rollout engine '{name}'.{nearest(name, ENGINES)} Choose 'slots', or 'vllm' where it is installed "
-        "(pip install 'iris-selfplay[vllm]')."
-    )
-
-
 def check_prompts(requests: Sequence[Request]) -> None:
     """Raise UserError for a prompt without tokens."""
     for index, request in enumerate(requests):
@@ -142,8 +122,9 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     peak = scores.amax(-1, keepdim=True)
     rows, vocabulary = scores.shape
     blocks = -(-vocabulary // BLOCK)
-    weights = scores.new_zeros(rows, blocks * BLOCK)
-    torch.exp(scores - peak, out=weights[:, :vocabulary])
+    weights = (scores - peak).exp_()
+    if blocks * BLOCK > vocabulary:
+        weights = F.pad(weights, (0, blocks * BLOCK - vocabulary))
     weights = weights.view(rows, blocks, BLOCK)
     block, rest = _invert(weights.sum(-1).double(), uniform)
     token, _ = _invert(weights[torch.arange(rows, device=block.device), block].double(), rest)
@@ -261,12 +242,11 @@ class _Row:
 
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients, and an attention that accepts explicit masks; all as before afterwards."""
+    """Evaluation mode, no gradients, and an attention that takes explicit masks; all as before afterwards."""
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
-    masked = attention if attention in ("sdpa", "eager") else "sdpa"
     model.eval()  # type: ignore[no-untyped-call]
-    model.set_attn_implementation(masked)
+    model.set_attn_implementation("eager" if attention == "eager" else SLOTS)
     try:
         with torch.inference_mode():
             yield
@@ -311,8 +291,8 @@ class SlotEngine:
 
     def _responses(self, requests: Sequence[Request], sampling: Sampling, columns: int) -> Iterator[_Row]:
         """The responses in the order in which they end."""
-        queue = _queue(self.model, requests, sampling)
         slots = min(self.slots, sum(request.samples for request in requests))
+        queue = _queue(self.model, requests, sampling, slots)
         cache = SlotCache(slots, columns)
         rows: list[_Row] = []
         for slot, (row, prompt) in zip(range(slots), queue, strict=False):
@@ -339,12 +319,14 @@ class SlotEngine:
         positions = torch.tensor(places, device=device)
         visible = torch.arange(max(places) + 1, device=device) <= positions[:, None]
         cache.aim(positions, visible.shape[1])
+        eager = self.model.config._attn_implementation == "eager"  # which takes no further arguments
         logits = self.model(
             input_ids=torch.tensor(fed, device=device)[:, None],
             attention_mask=_additive(visible, self.model.dtype)[:, None, None],
             position_ids=positions[:, None],
             past_key_values=cache,
             use_cache=True,
+            **({} if eager else {"parts": parts([place + 1 for place in places], device)}),
         ).logits[:, -1]
         tokens: list[int] = draw(logits, torch.tensor(chances, dtype=torch.float64, device=device), sampling).tolist()
         if -1 in tokens:
@@ -367,9 +349,21 @@ def _replace(cache: SlotCache, rows: list[_Row], slot: int, arrival: tuple[_Row,
         cache.move(len(rows), slot, len(last.prompt) + len(last.tokens) - 1)
 
 
-def _queue(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[_Row, Tensor]]:
-    """All responses to write with the states of their prompts, the longest expected ones first."""
+def _order(requests: Sequence[Request], slots: int) -> list[int]:
+    """The longest responses first; of those that start at once the longest prompts: neighbours see as many columns.
+
+    Descending, because the row that closes a gap is the last one, and must not be longer than its new neighbours.
+    """
     order = sorted(range(len(requests)), key=lambda index: -requests[index].hint)
+    first = 1 + bisect_left(list(accumulate(requests[index].samples for index in order)), slots)
+    return sorted(order[:first], key=lambda index: -len(requests[index].prompt)) + order[first:]
+
+
+def _queue(
+    model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling, slots: int
+) -> Iterator[tuple[_Row, Tensor]]:
+    """All responses to write with the states of their prompts."""
+    order = _order(requests, slots)
     prompts = prefill(model, (requests[index].prompt for index in order))
     for index, states in zip(order, prompts, strict=True):
         request = requests[index]

@@ -23,9 +23,12 @@ from iris.progress import Progress
 from iris.store import Artifact, Claim, Store, storage_errors
 from iris.world import World
 
+Cost = dict[str, float]
+
 log = logging.getLogger("iris")
 _MEMORY = re.compile("out of memory|can(no|')t allocate memory", re.IGNORECASE)
 _HIDING = (RuntimeError, OSError)  # what says in its text alone that memory ran out
+_WAIT = 1.0  # seconds between two looks at a stage that another run has
 _MEMORY_KNOBS = {
     "generate": "execution.slots",
     "evaluate": "execution.slots and execution.micro_batch_tokens",
@@ -82,12 +85,18 @@ def ensure(stage: Stage, context: Context) -> None:
             compute(stage, context, claim, lambda: run(stage, context, claim))
 
 
-def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict[str, Any]]) -> None:
-    """Run a stage's function under a claim and seal what it leaves, with its cost and provenance."""
+def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict[str, Any]]) -> Cost:
+    """Run a stage's function under a claim and seal what it leaves, with its cost and provenance.
+
+    Returns this process's cost. What the function reports as `spent` is in other manifests and left out of this one's
+    cost, which says beside it what its `shards` have cost.
+    """
     started, clock, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     _reset_memory()
     results = run()
-    cost = context.world.gather(_cost(clock, cpu, results.pop("tokens", 0)))
+    own = _cost(clock, cpu, results.pop("tokens", 0), results.pop("spent", {}))
+    cost = context.world.gather(own)
+    shards = {"shards": results.pop("shards")} if "shards" in results else {}
     context.world.barrier()
     if context.world.main:
         manifest = {
@@ -97,24 +106,34 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
             "identity": dict(stage.identity),
             "inputs": stage.input_keys | results.pop("inputs", {}),
             "results": results,
-            "cost": _sum(cost),
+            "cost": _sum(cost) | shards,
             "provenance": provenance.collect(context.store.root, started) | results.pop("provenance", {}),
         }
         with storage_errors(context.store.root):
             context.store.commit(stage.kind, stage.key, claim, manifest)
-        log.info("done %s %s in %.1f s: %s", stage.kind, stage.key, manifest["cost"]["seconds"], results)
+        log.info("done %s %s in %.1f s: %s", stage.kind, stage.key, time.perf_counter() - clock, results)
     context.world.barrier()
+    return own
 
 
 @contextlib.contextmanager
 def _claimed(kind: str, key: str, context: Context) -> Iterator[Claim | None]:
     world = context.world
+
+    def waiting() -> None:
+        context.progress.say(f"{kind} {key}: another run has it, waiting")
+
+    # Processes that waited for the main one inside of a collective would meet its time limit.
+    told = False
+    while world.size > 1 and world.broadcast(world.main and context.store.busy(kind, key)):
+        if not told:
+            waiting()
+        told = True
+        time.sleep(_WAIT)
     if not world.main:
         yield world.broadcast(None)
         return
-    with context.store.claim(
-        kind, key, lambda: context.progress.say(f"{kind} {key}: another run has it, waiting")
-    ) as claim:
+    with context.store.claim(kind, key, waiting) as claim:
         yield world.broadcast(claim)
 
 
@@ -149,9 +168,10 @@ def _out_of_memory(stage: Stage) -> UserError:
     )
 
 
-def _cost(clock: float, cpu: float, tokens: int) -> dict[str, float]:
-    seconds = time.perf_counter() - clock
-    cost = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "gpu_seconds": 0.0, "tokens": tokens}
+def _cost(clock: float, cpu: float, tokens: int, spent: Cost) -> Cost:
+    seconds = time.perf_counter() - clock - spent.get("seconds", 0.0)
+    cpu_seconds = time.process_time() - cpu - spent.get("cpu_seconds", 0.0)
+    cost = {"seconds": seconds, "cpu_seconds": cpu_seconds, "gpu_seconds": 0.0, "tokens": tokens}
     cost["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
@@ -161,7 +181,7 @@ def _cost(clock: float, cpu: float, tokens: int) -> dict[str, float]:
     return cost
 
 
-def _sum(costs: list[dict[str, float]]) -> dict[str, float]:
+def _sum(costs: list[Cost]) -> Cost:
     """Work adds up over processes; wall time and peak memory are the largest."""
     largest = {"seconds", "peak_memory_bytes", "peak_gpu_memory_bytes"}
     return {name: (max if name in largest else sum)(c[name] for c in costs) for name in costs[0]} | {

@@ -1,12 +1,14 @@
 """Schedules of the order α of the Rényi objective (arXiv 2604.20933), and the gap that the adaptive one follows.
 
 A schedule is a function of the position in the run, 0 at its start and 1 at its end, and of the current gap between the
-policy and the annotations; its keyword arguments are its parameters (`schedule.params`).
+policy and the annotations; its keyword arguments are its parameters (`schedule.params`). `levels` is no such function
+but a list of one order per iteration (`schedule.levels`), whatever the length of the run.
 """
 
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from iris.errors import UserError, nearest
 
@@ -50,6 +52,8 @@ SCHEDULES: dict[str, Callable[..., float]] = {
     "exponential": exponential,
     "adaptive": adaptive,
 }
+
+LEVELS = "levels"
 
 # What the parameters of a schedule must satisfy beyond being finite numbers, and how to say so.
 _RULES: dict[str, list[tuple[Callable[..., bool], str]]] = {
@@ -96,15 +100,18 @@ def smooth(previous: float | None, gap: float, ema: float) -> float:
     return gap if previous is None else ema * previous + (1 - ema) * gap
 
 
-def check(name: str, params: Mapping[str, float]) -> None:
-    """Raise UserError unless `name` is a schedule and `params` are its parameters, all finite and in range."""
-    if name not in SCHEDULES:
-        raise UserError(
-            f"schedule '{name}' does not exist.{nearest(name, SCHEDULES)} Choose from: {', '.join(SCHEDULES)}."
-        )
+def check(name: str, params: Mapping[str, float], levels: Sequence[float] = ()) -> None:
+    """Raise UserError unless `name` is a schedule and its `params` (or `levels`) are all there, finite and in range."""
+    known = [*SCHEDULES, LEVELS]
+    if name not in known:
+        raise UserError(f"schedule '{name}' does not exist.{nearest(name, known)} Choose from: {', '.join(known)}.")
+    if name == LEVELS:
+        return _check_levels(params, levels)
+    if levels:
+        raise UserError(f"schedule.levels={list(levels)}: only schedule=levels takes levels, not '{name}'.")
     _check_names(name, params)
     for key, value in params.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _finite(value):
             raise UserError(f"schedule.params.{key}={value}: '{name}' needs a finite number here.")
     for holds, message in _RULES.get(name, []):
         if not holds(**params):
@@ -112,10 +119,27 @@ def check(name: str, params: Mapping[str, float]) -> None:
             raise UserError(f"schedule.params of '{name}' ({values}): {message}.")
 
 
+def _check_levels(params: Mapping[str, float], levels: Sequence[float]) -> None:
+    if params:
+        raise UserError(f"schedule.params.{next(iter(params))}: '{LEVELS}' takes no parameters, only schedule.levels.")
+    if not levels or not all(_finite(level) for level in levels):
+        raise UserError(f"schedule.levels={list(levels)}: expected one finite number an iteration, such as [2,1,0.5].")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@functools.cache
+def _parameters(name: str) -> dict[str, bool]:
+    """The parameters that a schedule takes, and whether it needs them."""
+    taken = inspect.signature(SCHEDULES[name]).parameters.values()
+    return {p.name: p.default is p.empty for p in taken if p.kind is p.KEYWORD_ONLY}
+
+
 def _check_names(name: str, params: Mapping[str, float]) -> None:
     """Raise UserError unless the parameters are ones the schedule takes, with none missing."""
-    taken = inspect.signature(SCHEDULES[name]).parameters.values()
-    valid = {p.name: p.default is p.empty for p in taken if p.kind is p.KEYWORD_ONLY}
+    valid = _parameters(name)
     for key in params:
         if key not in valid:
             hint = nearest(key, valid)

@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 from iris.errors import UserError
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 22
 _STORAGE_ERRORS = {
     errno.ENOSPC: "is full",
     errno.EDQUOT: "is over its quota",
@@ -32,6 +31,10 @@ _STORAGE_ERRORS = {
     errno.EROFS: "is read-only",
     errno.ENOTDIR: "lies below something that is no folder",
 }
+
+
+class Damaged(Exception):
+    """An artifact whose manifest does not match its checksum."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +86,50 @@ class Store:
         """Where the artifact of a key lies, finished or not."""
         return self.root / kind / key
 
-    def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact of a key, or None; one in shards is there if they are. Reads manifests only."""
-        folder = self.folder(kind, key)
+    def keys(self, kind: str) -> set[str]:
+        """The keys of all finished artifacts of a kind, by the names of their folders: for many at once.
+
+        Reads the manifests of those alone that a shard was set aside of.
+        """
+        with storage_errors(self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            found = {name for name in os.listdir(self.root / kind) if not name.startswith(".")}  # noqa: PTH208
+            return found - {k for k in self._doubtful(kind, found) if self.find(kind, k) is None}
+        return set()
+
+    def _doubtful(self, kind: str, keys: set[str]) -> set[str]:
+        aside = self.root / ".corrupt"
+        if not aside.is_dir():
+            return set()
+        shards = [path.name.removeprefix(f"{kind}-") for path in aside.glob(f"{kind}-*")]
+        whole = {name.rsplit("-", 3)[0] for name in shards}  # <name of the stage>-<number>-<hash>-<random>
+        return {key for key in keys if key.rsplit("-", 1)[0] in whole}
+
+    def manifest(self, kind: str, key: str) -> dict[str, Any] | None:
+        """The manifest of a key, None if there is none; moves nothing. Raises Damaged where its checksum is another."""
         try:
-            text = (folder / MANIFEST).read_text()
+            text = (self.folder(kind, key) / MANIFEST).read_text()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except UnicodeDecodeError:
             text = ""
         try:
-            manifest = json.loads(text)
+            manifest: dict[str, Any] = json.loads(text)
             sealed = manifest.pop("sha256") == _digest(manifest)
         except (ValueError, AttributeError, KeyError, TypeError):
             sealed = False
         if not sealed:
-            raise self._set_aside(folder, [MANIFEST])
+            raise Damaged(kind, key)
+        return manifest
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The finished artifact of a key, or None; one in shards is there if they are. Reads manifests only."""
+        folder = self.folder(kind, key)
+        try:
+            manifest = self.manifest(kind, key)
+        except Damaged as error:
+            raise self._set_aside(folder, [MANIFEST]) from error
+        if manifest is None:
+            return None
         shards = manifest.get("inputs", {}).get("shards", [])  # a set-aside shard makes its stage missing again
         return Artifact(folder, manifest) if all((self.folder(kind, s) / MANIFEST).is_file() for s in shards) else None
 
@@ -141,6 +172,17 @@ class Store:
             finally:
                 shutil.rmtree(claim.new, ignore_errors=True)
                 lock_file.unlink(missing_ok=True)
+
+    def busy(self, kind: str, key: str) -> bool:
+        """Whether some process holds a claim on a key that nobody has finished."""
+        lock_file = self.root / ".locks" / f"{key}.lock"
+        if not lock_file.exists() or self.find(kind, key) is not None:
+            return False
+        try:
+            with FileLock(lock_file, thread_local=False).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def commit(self, kind: str, key: str, claim: Claim, manifest: dict[str, Any]) -> Artifact:
         """Seal a claim's files: checksums, fsync, one rename. What is then in place is complete."""

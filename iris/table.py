@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,20 @@ def _line(row: Row, store: Store) -> Line:
         policy.results.get("alpha"),
         policy.results.get("gap"),
         int(policy.results.get("packed_tokens", 0)),
-        sum(a.manifest["cost"]["seconds"] for a in stages),
+        sum(seconds(a.manifest["cost"]) for a in stages),
         results["main"],
     )
 
 
 def _own_stages(row: Row, store: Store) -> list[Artifact]:
-    """The generation and scoring of the iteration that led to the policy, shard by shard."""
+    """The generation and scoring of the iteration that led to the policy."""
     stages = [*row.scores, *([row.policy.many("generate")[-1]] if row.policy.many("generate") else [])]
-    found = [_manifest(store, s.kind, s.key) for s in stages]
-    shards = [(a.manifest["kind"], key) for a in found for key in a.manifest["inputs"].get("shards", [])]
-    return [*found, *(_manifest(store, kind, key) for kind, key in shards)]
+    return [_manifest(store, s.kind, s.key) for s in stages]
+
+
+def seconds(cost: Mapping[str, Any]) -> float:
+    """Wall seconds of a stage by the cost in its manifest, its shards included."""
+    return float(cost["seconds"] + cost.get("shards", {}).get("seconds", 0.0))
 
 
 def _manifest(store: Store, kind: str, key: str) -> Artifact:

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
+from iris import models
 from iris.errors import UserError
 from iris.rollouts import Request, Rollout, Sampling, check_prompts, quiet
 
@@ -61,6 +64,13 @@ class VllmEngine:
             ignore_eos=True,
             detokenize=False,
         )
+
+
+def generation_config(folder: Path) -> GenerationConfig:
+    """The generation configuration that a model in `folder` has once it is loaded."""
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return GenerationConfig.from_model_config(models.read_config(folder))
 
 
 def _import() -> Any:

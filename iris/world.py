@@ -2,9 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
+
+# How long processes wait for the one that has the longest shard, or writes a checkpoint to a slow disk.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class World:
 
         from iris import models
 
-        state = PartialState(cpu=models.device(device).type == "cpu")
+        state = PartialState(cpu=models.device(device).type == "cpu", timeout=_PATIENCE)
         return cls(state.process_index, state.num_processes)
 
     @property

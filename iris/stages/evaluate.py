@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from iris import harness, models
-from iris.plan import Stage, base_of
+from iris.harness_part import from_json
+from iris.plan import SHARE, Stage, base_of, part
 from iris.rollouts import SlotEngine
 from iris.runner import Context
-from iris.store import Claim
+from iris.store import Artifact, Claim
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
-    """Leaves scores.json, samples/<task>.jsonl and prompts.json (hashes for the contamination check)."""
+    """Leaves scores.json, samples/<task>.jsonl and prompts.json (hashes for the contamination check).
+
+    An evaluation of a share of the documents also leaves answers.json, which the whole one does not ask for again.
+    """
     settings, policy = stage.identity, context.artifact(stage.one("policy"))
+    known = _part(stage, context)
     tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
     device = models.device(context.execution.device)
     model = models.load_policy(policy, context.store, precision=settings["precision"], device=device)
@@ -26,25 +31,39 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         limit=settings["limit"],
         num_fewshot=settings["num_fewshot"],
         chat_template=settings["chat_template"],
+        share=settings.get("share"),
+        answers=from_json(known.read_json("answers.json")) if known else None,
         micro_batch_tokens=context.execution.micro_batch_tokens,
-        engine=SlotEngine(model, models.eos_token_ids(model, tokenizer), context.execution.slots),
+        engine=SlotEngine(model, models.eos_token_ids(model.generation_config, tokenizer), context.execution.slots),
         world=context.world,
         progress=context.progress,
     )
     if context.world.main:
         _write(claim.new, scores)
+        if "share" in settings:
+            (claim.new / "answers.json").write_text(json.dumps(scores.answers, ensure_ascii=False))
     errors = [error for _, _, error in scores.main.values()]
-    known = [e for e in errors if e is not None]
+    given = [e for e in errors if e is not None]
     return {
         "average": scores.average,
-        "stderr": math.sqrt(sum(e * e for e in known)) / len(errors) if len(known) == len(errors) else None,
+        "stderr": math.sqrt(sum(e * e for e in given)) / len(errors) if len(given) == len(errors) else None,
         "main": {task: value for task, (_, value, _) in scores.main.items()},
         "metrics": {task: metric for task, (metric, _, _) in scores.main.items()},
-        "truncated": scores.truncated,
+        "truncated": scores.truncated + (known.results["truncated"] if known else 0),
         "warnings": scores.warnings,
         "tokens": scores.tokens,
-        "provenance": {"harness": scores.versions},
+        "provenance": {"harness": scores.versions} | ({"reused": {known.key: scores.reused}} if known else {}),
     }
+
+
+def _part(stage: Stage, context: Context) -> Artifact | None:
+    """The finished evaluation of a share of the same documents, if there is one."""
+    if "share" in stage.identity:
+        return None
+    share = part(stage, stage.location.get("share", SHARE))
+    if not context.world.broadcast(context.world.main and context.store.find(share.kind, share.key) is not None):
+        return None
+    return context.artifact(share)
 
 
 def _write(folder: Path, scores: harness.Scores) -> None:

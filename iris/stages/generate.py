@@ -6,10 +6,11 @@ from typing import Any
 from iris import data, models
 from iris.plan import Stage, base_of
 from iris.responses import write_responses
-from iris.rollouts import Engine, Request, Sampling, engine
+from iris.rollouts import Engine, Request, Sampling, SlotEngine
 from iris.runner import Context
 from iris.shards import Advance, lazily, run_shards
 from iris.store import Claim
+from iris.vllm_rollouts import VllmEngine, generation_config
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
@@ -50,12 +51,10 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         for n, s in enumerate(slices)
     ]
     sizes = [len(range(len(rows.ids))[s]) * identity["samples"] for s in slices]
-    done = run_shards(shards, sizes, work, context, f"generate {stage.name}", "responses")
-    return {
+    done, results = run_shards(shards, sizes, work, context, f"generate {stage.name}", "responses")
+    return results | {
         "responses": sum(a.results["responses"] for a in done),
         "unfinished": sum(a.results["unfinished"] for a in done),
-        "tokens": 0,  # counted by the shards
-        "inputs": {"shards": [a.key for a in done]},
     }
 
 
@@ -70,16 +69,11 @@ def _part(identity: Any, digest: str) -> dict[str, Any]:
 
 
 def _engine(stage: Stage, context: Context) -> Engine:
-    policy, name, precision = (
-        context.artifact(stage.one("policy")),
-        stage.identity["engine"],
-        stage.identity["precision"],
-    )
+    policy, precision = context.artifact(stage.one("policy")), stage.identity["precision"]
     tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
-    model = models.load_policy(
-        policy, context.store, precision=precision, device=models.device(context.execution.device)
-    )
-    # An adapter has no folder that another program could load; the slots do not need one.
-    folder = models.model_folder(policy) if name == "vllm" else policy.folder
-    eos = models.eos_token_ids(model, tokenizer)
-    return engine(name, lambda: model, folder, eos, context.execution.slots, precision)
+    if stage.identity["engine"] == "vllm":
+        folder = models.model_folder(policy)
+        return VllmEngine(folder, models.eos_token_ids(generation_config(folder), tokenizer), precision)
+    device = models.device(context.execution.device)
+    model = models.load_policy(policy, context.store, precision=precision, device=device)
+    return SlotEngine(model, models.eos_token_ids(model.generation_config, tokenizer), context.execution.slots)

@@ -46,14 +46,12 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         for n, digest in enumerate(digests)
     ]
     sizes = [len(range(len(rows.ids))[s]) for s in slices]
-    done = run_shards(shards, sizes, work, context, f"score {stage.name}", "prompts")
+    done, results = run_shards(shards, sizes, work, context, f"score {stage.name}", "prompts")
     total = sum(a.results["responses"] for a in done)
-    return {
+    return results | {
         "responses": total,
         "samples": len(responses),
         "per_token": sum(a.results["per_token_sum"] for a in done) / total,
-        "tokens": 0,  # counted by the shards
-        "inputs": {"shards": [a.key for a in done]},
     }
 
 

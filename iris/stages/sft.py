@@ -3,10 +3,11 @@
 from typing import Any
 
 from iris import data
+from iris.gradient import Objective, TrainingSet
 from iris.plan import Stage
 from iris.runner import Context
 from iris.store import Claim
-from iris.training import Objective, TrainingSet, fit
+from iris.training import fit
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:

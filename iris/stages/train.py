@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from iris import data, schedules
+from iris.gradient import Objective, TrainingSet
 from iris.plan import Stage
 from iris.responses import read_responses, read_scores
 from iris.runner import Context
 from iris.store import Claim
-from iris.training import Objective, TrainingSet, fit, run_steps
+from iris.training import fit, run_steps
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:

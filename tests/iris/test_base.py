@@ -304,7 +304,9 @@ def test_smollm2_from_its_package(tmp_path: Path) -> None:
     models.check_template(tokenizer, "chat")
     policy = models.load_policy(made, context.store, precision="float32", device=torch.device("cpu"))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert models.eos_token_ids(policy, tokenizer) == [end] == [models.response_end(tokenizer, "chat")]
+    assert (
+        models.eos_token_ids(policy.generation_config, tokenizer) == [end] == [models.response_end(tokenizer, "chat")]
+    )
 
     # What is trained on is what the template renders, up to the token that ends the answer.
     question, answer = {"role": "user", "content": "What is 7 + 5?"}, "It is 12.\n\n  (7 + 5 = 12) "

@@ -25,6 +25,12 @@ def test_every_option_of_every_group_composes() -> None:
             assert compose.load(overrides), option
 
 
+def test_only_parts_of_an_experiment_are_groups() -> None:
+    folders = {p.name for p in compose.conf_dir().iterdir() if p.is_dir()}
+    assert {"study", "launcher", "search"} <= folders
+    assert set(compose.groups()) == folders - {"study", "launcher", "search"}
+
+
 def test_the_papers_setting_is_one_command() -> None:
     config = compose.load(
         ["+method=iris", "model=qwen2_5_3b", "data=ultrachat", "data.size=26k", "schedule=adaptive", "seed=0"]

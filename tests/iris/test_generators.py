@@ -1,5 +1,6 @@
 """Generated problems: the same for the same configuration, no prompt in two splits, and a verifier that knows right."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from iris import generators
 from iris.contamination import normalised
 from iris.errors import UserError
 from iris.generators import SPLITS, TASKS, Document, documents, verify
+from iris.tasks import embedded
 
 SIZES = {"train": 120, "validation": 30, "test": 30}
 DIGITS = {"min_digits": 1, "max_digits": 1}
@@ -136,3 +138,10 @@ def test_a_task_without_new_prompts_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     generator: dict[str, Any] = {"task": "chain_sum", "test": 300, "min_terms": 2, "max_terms": 2} | DIGITS
     with pytest.raises(UserError, match="has only about 199 different prompts"):
         documents(generator, "test")
+
+
+def test_choices_hold_the_right_answer_in_every_place() -> None:
+    found = embedded.load_choices()["test"].to_list()
+    assert all(document["choices"][document["right"]] == document["response"] for document in found)
+    assert Counter(document["right"] for document in found[:400]) == dict.fromkeys(range(4), 100)
+    assert sum(len(set(document["choices"])) == 4 for document in found) > 0.99 * len(found)

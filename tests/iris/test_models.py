@@ -381,9 +381,9 @@ def test_sampling_stops_at_every_end(context: Context) -> None:
     model = load(context, base(context, LLAMA))
     tokenizer = chat(CHATML, "<|im_start|>", "<|im_end|>")
     turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert models.eos_token_ids(model, chat(None)) == [1]
-    assert models.eos_token_ids(model, tokenizer) == [1, turn]
+    assert models.eos_token_ids(model.generation_config, chat(None)) == [1]
+    assert models.eos_token_ids(model.generation_config, tokenizer) == [1, turn]
     model.generation_config.eos_token_id = [1, 2]
-    assert models.eos_token_ids(model, tokenizer) == [1, 2, turn]
+    assert models.eos_token_ids(model.generation_config, tokenizer) == [1, 2, turn]
     model.generation_config.eos_token_id = None
-    assert models.eos_token_ids(model, tokenizer) == [1, turn]
+    assert models.eos_token_ids(model.generation_config, tokenizer) == [1, turn]

@@ -25,7 +25,7 @@ def test_stream_of_a_worked_example() -> None:
     assert packed.query_lengths == (5, 2, 1, 2)
     assert packed.key_lengths == (5, 4, 3, 2)
     assert packed.response_lengths == (3, 2, 1, 1)
-    assert packed.row_sizes == (3, 1)
+    assert packed.units == (3, 1)
     assert packed.query_offsets.tolist() == [0, 5, 7, 8, 10]
     assert packed.key_offsets.tolist() == [0, 5, 9, 12, 14]
 
@@ -81,7 +81,7 @@ def test_every_label_is_predicted_from_the_position_before_it(rows: list[Row]) -
 def test_to_moves_every_tensor() -> None:
     moved = pack(ROWS).to("meta")
     assert {value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)} == {"meta"}
-    assert moved.row_sizes == (3, 1, 2)
+    assert moved.units == (3, 1, 2)
 
 
 @pytest.mark.parametrize(("prompt", "responses"), [([], [[1]]), ([1], []), ([1], [[2], []])])

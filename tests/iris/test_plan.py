@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from iris import plan
+from iris import compose, fingerprint, plan
 from iris.config import Config, Execution, identity
 from iris.errors import UserError
 from iris.methods import METHODS, needs
@@ -93,7 +93,8 @@ def test_methods_score_what_their_references_and_rounds_need(chain: Callable[...
     ], "the three latest players, π_t first"
     assert len(third.many("synthetic_scores")) == 9
     proto = [row.policy.inputs.get("proto") for row in chain("t_spin", {"iterations": 3}).rows[2:]]
-    assert proto == [None, *[next(s for s in chain("t_spin").stages if s.kind == "generate")] * 2]
+    first = next(s for s in chain("t_spin").stages if s.kind == "generate")
+    assert [stage and stage.key for stage in proto] == [None, first.key, first.key]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,6 +129,20 @@ def test_schedules_share_up_to_where_they_differ(keys: Callable[..., Keys]) -> N
     adaptive = keys("iris", {"iterations": 3})
     assert {name for name in constant if constant[name] == adaptive[name]} == SHARED
     assert keys("spin", CONSTANT) == keys("spin", LINEAR), "SPIN has no α"
+
+
+def test_levels_share_up_to_the_first_that_differs(keys: Callable[..., Keys]) -> None:
+    def levels(*values: float, iterations: int = 3) -> Keys:
+        return keys(
+            "iris",
+            {"schedule.name": "levels", "schedule.params": {}, "schedule.levels": list(values)}
+            | {"iterations": iterations},
+        )
+
+    assert changed(levels(2.0, 1.0, 0.5), levels(2.0, 1.0, 0.25)) == {"train2", "evaluate-t=3"}
+    assert levels(2.0, 1.0, 0.5).items() >= levels(2.0, 1.0, iterations=2).items(), "whatever the length of the run"
+    assert levels(2.0, 2.0, 2.0) == levels(2.0) == keys("iris", CONSTANT | {"iterations": 3})
+    assert levels(2.0, 0.5, iterations=2) == keys("iris", LINEAR)
 
 
 def test_a_longer_experiment_continues_a_shorter_one(keys: Callable[..., Keys]) -> None:
@@ -189,7 +204,7 @@ def test_every_leaf_of_the_identity_reaches_a_key(tiny: Tiny, tmp_path: Path) ->
 
     # Places, whose content enters a key instead; the names of what is resolved to values; choices of other tests.
     elsewhere = {"model.path", "model.revision", "model.gguf_file", "data.path", "data.revision", "evaluate.include"}
-    elsewhere |= {"schedule.name", "method.name", "model.source", "data.source"}
+    elsewhere |= {"schedule.name", "schedule.levels", "method.name", "model.source", "data.source"}
     for path, value in leaves(identity(config)):
         if path not in elsewhere:
             other = copy.deepcopy(config)
@@ -232,6 +247,68 @@ def test_execution_and_folders_reach_no_key(keys: Callable[..., Keys]) -> None:
         other = choices.get(item.name, (not value) if isinstance(value, bool) else 7)
         assert keys("iris", {f"execution.{item.name}": other}) == own, item.name
     assert keys("iris", {"store": "elsewhere", "output": "somewhere"}) == own
+
+
+def test_the_evaluation_of_a_share_is_a_stage_of_its_own(chain: Callable[..., Chain]) -> None:
+    whole = chain("iris").rows[-1].evaluate
+    part, other = plan.part(whole, 0.15), plan.part(whole, 0.3)
+    assert len({whole.key, part.key, other.key}) == 3
+    assert part.kind == "evaluate" and part.inputs == whole.inputs
+    assert part.key == plan.part(chain("iris").rows[-1].evaluate, 0.15).key
+
+
+def test_keys_stay_what_they_are() -> None:
+    """Another key makes every user compute everything again."""
+    commits = [f"{part}.revision={'0123456789' * 4}" for part in ("model", "data")]
+    overrides = ["method=spin", "model=qwen2_5_3b", "data=ultrachat", "data.size=14k", *commits]
+    last = plan.chain(identity(compose.load(overrides))).rows[-1].policy
+    assert last.key == "spin-ultrachat-14k-qwen2.5-3b-s0-t3-f73c8a66468a"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_known_of_one_experiment_gives_the_next_the_same_stages(
+    tiny: Tiny, tmp_path: Path, method: str
+) -> None:
+    """For every leaf of the identity, on configurations that share all other sections."""
+    config = tiny(method, tmp_path, LINEAR | {"iterations": 3, "method.rounds": 2})
+    known = plan.Known()
+    before = plan.chain(identity(config), known)
+    for path, value in leaves(identity(config)):
+        if path in ("schedule.name", "schedule.levels", "method.name", "model.source", "data.source", "data.path"):
+            continue
+        if path == "evaluate.include":
+            continue
+        other = shared_but(config, path.split("."), different(path, value))
+        after, alone = plan.chain(identity(other), known), plan.chain(identity(other))
+        assert [s.key for s in after.stages] == [s.key for s in alone.stages], path
+        assert [row.evaluate.key for row in after.rows] == [row.evaluate.key for row in alone.rows], path
+        objects = {id(stage) for stage in before.stages}
+        same = {s.key for s in before.stages} & {s.key for s in after.stages}
+        if path.startswith(("train.learning_rate", "generate.temperature")):
+            assert same <= {s.key for s in after.stages if id(s) in objects}, "what is the same is the same object"
+
+
+def shared_but(node: Any, path: list[str], value: Any) -> Any:
+    changed = copy.copy(node)
+    setattr(changed, path[0], shared_but(getattr(node, path[0]), path[1:], value) if path[1:] else value)
+    return changed
+
+
+def test_what_is_not_to_be_had_is_asked_for_once(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny("iris", tmp_path, {"data.path": str(tmp_path / "rows.jsonl")})
+    known = plan.Known()
+    for _ in range(2):
+        with pytest.raises(UserError, match="no such file"):
+            plan.chain(identity(config), known)
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "1", "response": "2"}\n')
+    assert plan.chain(identity(config)).stages
+
+
+def test_a_hub_out_of_reach_says_that_a_commit_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UserError, match=r"model\.path=owner/model .*does not answer.* model\.revision=<40 hexadecimal"):
+        fingerprint.of_hub("owner/model", None, "model", "model.path")
 
 
 def test_a_stage_version_changes_its_stages_and_what_follows(

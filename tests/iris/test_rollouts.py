@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +22,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from iris import attention
 from iris.errors import UserError
-from iris.rollouts import Request, Rollout, Sampling, SlotEngine, draw, engine, uniforms
+from iris.rollouts import Request, Rollout, Sampling, SlotEngine, draw, uniforms
 
 EOS = 1
 SIZES: dict[str, Any] = {
@@ -349,6 +349,12 @@ def test_a_model_without_key_value_attention() -> None:
         SlotEngine(mamba, [EOS])
 
 
+def test_an_attention_with_more_than_dot_products() -> None:
+    states = torch.zeros(1, 1, 1, 4)
+    with pytest.raises(UserError, match=r"Identity uses attention softcap"):
+        attention._slots(nn.Identity(), states, states, states, torch.zeros(1, 1, 1, 1), softcap=30.0)
+
+
 def test_a_broken_policy() -> None:
     broken = build(CONFIGS[0])
     nn.init.constant_(broken.get_output_embeddings().weight, torch.nan)
@@ -362,10 +368,6 @@ def test_invalid_sampling(wrong: dict[str, Any]) -> None:
         Sampling(**wrong)
 
 
-def test_engines_by_name(model: PreTrainedModel, tmp_path: Path) -> None:
-    slots = engine("slots", lambda: model, tmp_path, [EOS], 7)
-    assert isinstance(slots, SlotEngine) and (slots.model, slots.slots, slots.name) == (model, 7, "slots")
-    with pytest.raises(UserError, match=r"'slot'.*Did you mean 'slots'.*'vllm'"):
-        engine("slot", lambda: model, tmp_path, [EOS])
+def test_no_slots(model: PreTrainedModel) -> None:
     with pytest.raises(UserError, match="slots is 0"):
-        engine("slots", lambda: model, tmp_path, [EOS], 0)
+        SlotEngine(model, [EOS], 0)

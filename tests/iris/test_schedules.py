@@ -123,7 +123,7 @@ def test_ema_is_optional() -> None:
 
 
 WRONG = [
-    ("cosin", {}, ["'cosin'", "Did you mean 'cosine'?", "constant, linear, cosine, exponential, adaptive"]),
+    ("cosin", {}, ["'cosin'", "Did you mean 'cosine'?", "constant, linear, cosine, exponential, adaptive, levels"]),
     ("adaptive", {"alphamin": 0.1}, ["'alphamin'", "Did you mean 'alpha_min'?", "alpha_min, alpha_max, tau, ema"]),
     ("linear", {"start": 1.0, "end": 2.0, "gap": 1.0}, ["'linear'", "'gap'", "start, end"]),
     ("linear", {"start": 1.0}, ["needs end", "schedule.params.end="]),
@@ -148,6 +148,17 @@ def test_a_wrong_schedule_is_told_what_is_wrong(name: str, params: dict[str, flo
         with pytest.raises(UserError) as error:
             refuse()
         assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_levels_are_one_finite_number_an_iteration() -> None:
+    check("levels", {}, [2, 1.0, 0.5])
+    for levels in ([], [1.0, math.nan], [True], ["high"]):
+        with pytest.raises(UserError, match=r"schedule\.levels=.*one finite number an iteration"):
+            check("levels", {}, levels)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"schedule\.params\.tau: 'levels' takes no parameters"):
+        check("levels", {"tau": 1.0}, [1.0])
+    with pytest.raises(UserError, match=r"only schedule=levels takes levels, not 'constant'"):
+        check("constant", PARAMS["constant"], [1.0])
 
 
 def test_planning_with_schedules_does_not_import_torch() -> None:

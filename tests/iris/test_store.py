@@ -72,6 +72,34 @@ def test_a_flipped_byte_is_found_set_aside_and_computed_anew(store: Store, name:
     assert store.verify(store.get("sft", "k-1")) == []
 
 
+def test_the_keys_of_a_kind_are_those_of_finished_artifacts(store: Store) -> None:
+    assert store.keys("sft") == set(), "no such folder yet"
+    put(store)
+    put(store, "k-2")
+    with store.claim("sft", "k-3") as claim:
+        assert claim is not None
+        assert store.keys("sft") == {"k-1", "k-2"}, "neither begun nor resumable ones"
+    assert Store(store.root / "sft" / "k-1" / "manifest.json").keys("sft") == set()
+
+
+def test_the_keys_leave_out_what_misses_a_damaged_shard(store: Store) -> None:
+    for key, shards in {
+        "y-0000-00000000000a": [],
+        "y-00000000000b": ["y-0000-00000000000a"],
+        "z-00000000000c": [],
+    }.items():
+        with store.claim("generate", key) as claim:
+            assert claim is not None
+            (claim.new / "file").write_bytes(b"x")
+            manifest = {"kind": "generate", "key": key, "inputs": {"shards": shards}, "results": {}}
+            store.commit("generate", key, claim, manifest)
+    (store.root / "generate" / "y-0000-00000000000a" / "file").write_bytes(b"y")
+    assert "y-00000000000b" in store.keys("generate")
+    with pytest.raises(UserError, match="damaged"):
+        store.get("generate", "y-0000-00000000000a")
+    assert store.keys("generate") == {"z-00000000000c"}
+
+
 def test_a_missing_file_is_damage(store: Store) -> None:
     put(store)
     (store.folder("sft", "k-1") / "deep" / "file.bin").unlink()

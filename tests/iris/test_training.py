@@ -13,14 +13,17 @@ import torch
 import torch.multiprocessing
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iris import batching, objectives
+from iris import batching, head, objectives
+from iris import gradient as gradients
 from iris.config import Execution
 from iris.errors import UserError
+from iris.gradient import Objective, TrainingSet
+from iris.logprobs import Policy
 from iris.methods import METHODS, needs
 from iris.progress import Line, Progress
 from iris.runner import Context
 from iris.store import Store
-from iris.training import Objective, Run, TrainingSet, check_trackers
+from iris.training import Run, check_trackers
 from iris.world import World
 
 SAMPLES, BATCH = 22, 16
@@ -81,7 +84,7 @@ def gradient(method: str, folder: Path, world: World | None = None, **execution:
     indices = batching.global_batch(0, SAMPLES, BATCH, 3)
     size, rank = made.context.world.size, made.context.world.rank
     parts = batching.split(indices, made.lengths, size, made.context.execution.micro_batch_tokens)[rank]
-    loss, _ = made.backward(0, indices, parts)
+    loss, _ = made.gradient.accumulate(0, indices, parts)
     return loss, torch.cat([p.grad.flatten() for p in made.policy.parameters() if p.grad is not None])
 
 
@@ -125,6 +128,19 @@ def test_the_gradient_is_that_of_the_whole_batch(method: str, tmp_path: Path) ->
         assert_same(gradient(method, tmp_path, micro_batch_tokens=tokens), expected)
 
 
+@pytest.mark.parametrize("headroom", [60.0, 0.01])
+def test_weights_of_a_coupled_loss_need_no_second_pass_within_their_range(
+    headroom: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(head.CHUNK, "cpu", (8, 2**20))  # many groups: the first one's weights are not the largest
+    monkeypatch.setattr(gradients, "_HEADROOM", headroom)
+    passes: list[bool] = []
+    forward = Policy.forward
+    monkeypatch.setattr(Policy, "forward", lambda *inputs: passes.append(torch.is_grad_enabled()) or forward(*inputs))
+    assert_same(gradient("iris", tmp_path, micro_batch_tokens=100_000), direct("iris"))
+    assert passes == ([True] if headroom > 1 else [True, False, True])
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert_same(gradient("iris", tmp_path, gradient_checkpointing=True, micro_batch_tokens=150), direct("iris"))
 
@@ -144,7 +160,7 @@ def test_a_mean_of_micro_batch_losses_would_be_another_objective(tmp_path: Path)
     made = run("iris", tmp_path)
     halves = [batching.global_batch(0, SAMPLES, BATCH, 3)[k::2] for k in range(2)]
     for half in halves:
-        made.backward(0, half, [half])
+        made.gradient.accumulate(0, half, [half])
     wrong = torch.cat([p.grad.flatten() for p in made.policy.parameters() if p.grad is not None]) / 2
     assert torch.linalg.vector_norm(wrong - whole) > 0.01 * torch.linalg.vector_norm(whole)
 
@@ -156,6 +172,10 @@ def _child(rank: int, folder: str, port: int) -> None:
     world = World.join("cpu")
     assert world.size == 2
     found: dict[str, Any] = {m: gradient(m, Path(folder), world, micro_batch_tokens=60) for m in METHODS}
+    found["at once"] = gradient("iris", Path(folder), world, micro_batch_tokens=100_000)
+    headroom, gradients._HEADROOM = gradients._HEADROOM, -1.0 if world.main else 60.0
+    found["one process outside"] = gradient("iris", Path(folder), world, micro_batch_tokens=100_000)
+    gradients._HEADROOM = headroom
     curve = run("iris", Path(folder), world, micro_batch_tokens=60)
     with Line(curve.context.progress.console, "", curve.steps, "steps") as line:
         while len(curve.records) < curve.steps:
@@ -178,6 +198,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_give_the_gradient_of_one(method: str, two_processes: dict[str, Any]) -> None:
     assert_same(two_processes[method], direct(method))
+
+
+@pytest.mark.parametrize("name", ["at once", "one process outside"])
+def test_two_processes_normalise_together(name: str, two_processes: dict[str, Any]) -> None:
+    assert_same(two_processes[name], direct("iris"))
 
 
 def test_two_processes_give_the_loss_curve_of_one(two_processes: dict[str, Any], tmp_path: Path) -> None:

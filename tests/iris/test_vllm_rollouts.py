@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iris.errors import UserError
-from iris.rollouts import Request, Rollout, Sampling, SlotEngine, engine
+from iris.rollouts import Request, Rollout, Sampling, SlotEngine
+from iris.vllm_rollouts import VllmEngine, generation_config
 
 EOS = 1
 
@@ -23,10 +24,10 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.1, eos_token_id=EOS)).eval()
 
 
-def test_vllm_missing(model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(UserError, match=r"pip install 'iris-selfplay\[vllm\]'"):
-        engine("vllm", lambda: model, tmp_path, [EOS])
+        VllmEngine(tmp_path, [EOS])
 
 
 class RecordedLLM:
@@ -48,11 +49,11 @@ class RecordedLLM:
         ]
 
 
-def test_what_vllm_is_asked_for(model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_vllm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = ModuleType("vllm")
     vllm.__dict__.update(LLM=RecordedLLM, SamplingParams=SimpleNamespace, __version__="9.9")
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    asked: Any = engine("vllm", lambda: model, tmp_path, [EOS, 5], precision="float32")
+    asked: Any = VllmEngine(tmp_path, [EOS, 5], "float32")
     assert (asked.name, asked.version) == ("vllm", "9.9")
     ended: list[int] = []
     batch = [Request([3], 2**64 - 1, hint=1), Request([4, 5], 7, samples=2, hint=9)]
@@ -71,7 +72,7 @@ def test_what_vllm_is_asked_for(model: LlamaForCausalLM, tmp_path: Path, monkeyp
 @pytest.mark.vllm
 def test_vllm_samples_what_the_slots_sample(model: LlamaForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    vllm, slots = engine("vllm", lambda: model, tmp_path, [EOS], precision="float32"), SlotEngine(model, [EOS])
+    vllm, slots = VllmEngine(tmp_path, [EOS], "float32"), SlotEngine(model, [EOS])
     batch = [Request(list(range(3, 4 + n)), 0) for n in (3, 1, 25, 9)]
     greedy = Sampling(temperature=0, max_new_tokens=20)
     assert vllm.generate(batch, greedy) == slots.generate(batch, greedy)
@@ -84,3 +85,12 @@ def test_vllm_samples_what_the_slots_sample(model: LlamaForCausalLM, tmp_path: P
     statistic = ((torch.bincount(first, minlength=512) - expected) ** 2 / expected)[expected > 5].sum()
     freedom = (expected > 5).sum()
     assert (statistic - freedom) / (2 * freedom) ** 0.5 < 4
+
+
+def test_the_generation_configuration_is_that_of_the_loaded_model(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    for stored in (True, False):
+        loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+        assert generation_config(tmp_path).eos_token_id == loaded.generation_config.eos_token_id == EOS
+        assert (tmp_path / "generation_config.json").is_file() == stored
+        (tmp_path / "generation_config.json").unlink(missing_ok=True)
