@@ -1,0 +1,107 @@
+"""Handing the jobs of a launch to what runs them: Slurm, processes of this machine, or this process."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from iris.errors import UserError
+from iris.store import Store
+from sweeps import clients
+from sweeps.board import Task
+from sweeps.jobs import Job
+from sweeps.launchers import Launcher, Local, Slurm
+from sweeps.plan import Plan, name_of
+from sweeps.records import CANCELLED, Folder, JobRecord
+from sweeps.worker import Work
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The jobs of one launch; `live` are the stages that others compute, with their jobs."""
+
+    folder: Folder
+    plan: Plan
+    jobs: Sequence[Job]
+    live: Mapping[str, tuple[Folder, JobRecord]]
+    store: Store
+
+    @property
+    def works(self) -> list[Work]:
+        """What each job runs."""
+        return [self._work(n, job) for n, job in enumerate(self.jobs)]
+
+    def _work(self, n: int, job: Job) -> Work:
+        chain = self.plan.experiments[job.users[0]].chain
+        output = Path(job.config.output).expanduser().absolute() / chain.name
+        return Work(str(self.store.root), self.folder.id, n, job.stages, job.config.execution, str(output))
+
+    def record(self, n: int, slurm: str | None = None) -> JobRecord:
+        """What is written down of job n."""
+        job = self.jobs[n]
+        after = [self.outside(stage) for stage in job.awaited]
+        users = [self.plan.experiments[user].name for user in job.users]
+        stages = [name_of(stage) for stage in job.stages]
+        return JobRecord(n, job.main.name, job.main.kind, stages, list(job.needs), after, users, slurm)
+
+    def outside(self, stage: str) -> str:
+        """The job that computes a stage for somebody else, as `launch/n`."""
+        folder, job = self.live[stage]
+        return f"{folder.id}/{job.job}"
+
+
+def submit(batch: Batch, launcher: Launcher) -> None:
+    """Hand the jobs over and write them down. Those of an inline launcher are only written down, for `run`."""
+    if isinstance(launcher, Slurm):
+        _to_slurm(batch, launcher)
+        return
+    gpus = _gpus(batch, launcher) if isinstance(launcher, Local) else []
+    batch.folder.add_jobs(batch.record(n) for n in range(len(batch.jobs)))
+    if isinstance(launcher, Local):
+        from sweeps import local
+
+        schedule = local.Schedule(_tasks(batch, bool(gpus)), launcher.workers, gpus)
+        local.start(batch.folder, schedule, Path(batch.folder.launch().code))
+
+
+def run(batch: Batch) -> int:
+    """Run the jobs in this process; returns how many failed."""
+    from sweeps import local
+
+    return local.run_inline(batch.folder, _tasks(batch, False), batch.store)
+
+
+def cancel(jobs: Sequence[tuple[Folder, JobRecord]]) -> None:
+    """Cancel live jobs: what waits does not begin, what runs stops. Launching again submits them anew."""
+    for folder, job in jobs:
+        folder.mark(job.job, CANCELLED, "cancelled")  # a running job sees it and stops at its next checkpoint
+    clients.scancel([job.slurm for _, job in jobs if job.slurm])
+
+
+def _to_slurm(batch: Batch, launcher: Slurm) -> None:
+    from sweeps import slurm
+    from sweeps.slurm_job import SlurmJob
+
+    notice, minutes = launcher.signal_seconds, [job.resources.minutes for job in batch.jobs]
+    calls = [SlurmJob(work, limit, notice) for work, limit in zip(batch.works, minutes, strict=True)]
+    outside = {stage: job.slurm for stage, (_, job) in batch.live.items() if job.slurm}
+    submission = slurm.Submission(launcher, batch.folder, Path(batch.folder.launch().code))
+    for ids in slurm.submit_jobs(submission, batch.plan.study, batch.jobs, calls, outside):
+        batch.folder.add_jobs(batch.record(n, id) for n, id in ids.items())
+
+
+def _tasks(batch: Batch, with_gpus: bool) -> list[Task]:
+    return [
+        Task(work, job.needs, {s: batch.outside(s) for s in job.awaited}, job.resources.gpus if with_gpus else 0)
+        for work, job in zip(batch.works, batch.jobs, strict=True)
+    ]
+
+
+def _gpus(batch: Batch, launcher: Local) -> list[str]:
+    """The GPUs to share among the jobs; none where the machine has none, and the jobs run on its CPU."""
+    from sweeps import local
+
+    gpus = [str(n) for n in launcher.gpus] if launcher.gpus is not None else local.visible_gpus()
+    most = max(job.resources.gpus for job in batch.jobs)
+    if gpus and most > len(gpus):
+        raise UserError(f"launcher.resources.gpus={most}: there are only {len(gpus)} GPUs here ({', '.join(gpus)}).")
+    return gpus

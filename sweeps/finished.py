@@ -1,0 +1,85 @@
+"""Scores and costs of finished stages: each manifest is read once, and what it says is kept for the next command.
+
+<store>/.sweeps/finished.json   by kind/key; a manifest that is newer than its entry is read again. May be deleted.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from iris.store import MANIFEST, Store
+from iris.table import replace
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest of a finished stage says: score and standard error in [0, 1], costs in seconds."""
+
+    at: int  # when the manifest was written, ns
+    gpu_seconds: float
+    cpu_seconds: float
+    shards: list[str]  # kind/key of artifacts that the stage is made of; they have costs of their own
+    score: float | None = None
+    stderr: float | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What finished stages have cost."""
+
+    gpu_hours: float
+    cpu_hours: float
+
+    def __str__(self) -> str:
+        hours, unit = (self.gpu_hours, "GPU") if self.gpu_hours else (self.cpu_hours, "CPU")
+        return f"{hours:.3g} {unit}-hours" if hours >= 0.1 else f"{3600 * hours:.0f} {unit}-seconds"
+
+
+class Finished:
+    """Entries of a store's stages."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self._path = store, store.root / ".sweeps" / "finished.json"
+        self._entries = self._load()
+        self._changed = False
+
+    def entry(self, stage: str) -> Entry | None:
+        """The entry of kind/key, None if it is not finished or its manifest cannot be read."""
+        path = self.store.root / stage / MANIFEST
+        known = self._entries.get(stage)
+        try:
+            at = path.stat().st_mtime_ns
+            if known is None or known.at != at:
+                known = self._entries[stage] = _read(stage, path.read_text(), at)
+                self._changed = True
+        except (OSError, ValueError, KeyError):
+            return None
+        return known
+
+    def cost(self, stages: Iterable[str]) -> Cost:
+        """What stages and their shards have cost, each counted once; those that are not finished count nothing."""
+        entries = [entry for stage in set(stages) if (entry := self.entry(stage))]
+        shards = {shard: found for entry in entries for shard in entry.shards if (found := self.entry(shard))}
+        every = [*entries, *shards.values()]
+        return Cost(*(sum(getattr(entry, unit) for entry in every) / 3600 for unit in ("gpu_seconds", "cpu_seconds")))
+
+    def save(self) -> None:
+        """Keep what was read for the next command; a store that may not be written is no error."""
+        if self._changed:
+            with contextlib.suppress(OSError):
+                replace(self._path, json.dumps({stage: asdict(entry) for stage, entry in self._entries.items()}))
+
+    def _load(self) -> dict[str, Entry]:
+        try:
+            return {stage: Entry(**values) for stage, values in json.loads(self._path.read_text()).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+
+def _read(stage: str, text: str, at: int) -> Entry:
+    manifest = json.loads(text)
+    kind, cost, results = stage.partition("/")[0], manifest["cost"], manifest["results"]
+    shards = [f"{kind}/{key}" for key in manifest["inputs"].get("shards", [])]
+    score, stderr = (results["average"], results["stderr"]) if kind == "evaluate" else (None, None)
+    return Entry(at, cost["gpu_seconds"], cost["cpu_seconds"], shards, score, stderr)

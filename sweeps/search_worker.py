@@ -1,0 +1,174 @@
+"""A worker of a search: a job that takes trials from the book and runs them until there are enough."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import optuna
+from filelock import FileLock
+
+from iris import compose, interruption, runner
+from iris.errors import UserError
+from iris.interruption import Interrupted
+from iris.plan import Stage
+from iris.runner import Context
+from iris.store import Store, storage_errors
+from iris.world import World
+from sweeps import search_costs, search_records, search_space, search_study
+from sweeps.plan import name_of
+from sweeps.records import FAILED, Records
+from sweeps.reporter import Reported, Reporter, last_line
+from sweeps.search_book import Book, Pause, Turn
+from sweeps.search_file import Search, from_json
+from sweeps.search_trial import Trial, ensure, make_trial, score
+from sweeps.worker import CountingStore, Work
+
+DECLARATION = "search.json"
+_POLL = 2.0  # seconds between two looks at whether the last trials have ended
+
+
+@dataclass(frozen=True)
+class SearchWork(Work):
+    """Worker `number` of a search; it has no stages of its own."""
+
+    search: str = ""
+    first: int = 0  # the number of the launch's first worker
+    workers: int = 1  # of the launch; those beyond only stand in for dead ones
+
+    def run(self, reporter: Reporter) -> None:
+        """Run trials until there are enough, or until other workers have the last ones. Raises Interrupted."""
+        if self._needed():
+            runner.configure_threads(self.execution)
+            Worker(self, reporter).run()
+
+    def _needed(self) -> bool:
+        states = [self.folder.state(n) for n in range(self.first, self.number)]
+        dead = sum(state is not None and state.state == FAILED for state in states)
+        return self.number < self.first + self.workers + dead
+
+
+def folder_of(store: Store, search: str) -> Path:
+    """The folder of a search."""
+    return store.root / ".sweeps" / "searches" / search
+
+
+def read(folder: Path) -> Search:
+    """The search that was begun in a folder."""
+    return from_json(json.loads((folder / DECLARATION).read_text())["search"])
+
+
+class Worker:
+    """All processes of a worker run this together; only the main one speaks with Optuna."""
+
+    def __init__(self, work: SearchWork, reporter: Reporter) -> None:
+        self.work, self.reporter = work, reporter
+        store, self.world = CountingStore(work.store, reporter), World.join(work.execution.device)
+        self.folder = folder_of(store, work.search)
+        self.search = read(self.folder)
+        self.context = Context(store, work.execution, Reported(reporter), self.world)
+
+    def run(self) -> None:
+        """Run trials until there is nothing left for this worker."""
+        with storage_errors(self.context.store.root):
+            self._preflight()
+            book = open_book(self.search, self.folder, self.work.number) if self.world.main else None
+            while (turn := self.world.broadcast(book.next() if book else None)) is not None:
+                self._check_interruption()
+                if isinstance(turn, Pause):
+                    time.sleep(_POLL)
+                else:
+                    self._turn(turn, book)
+            if book and book.ended:
+                search_records.report(self.search, book.study, self.context.store, self.folder)
+
+    def _preflight(self) -> None:
+        from iris import harness, models, training
+
+        config = compose.load(self.search.base)
+        if self.world.main:
+            self.context.store.prepare()
+        models.check_precision(config.train.precision, models.device(config.execution.device))
+        training.check_trackers(config.execution.tracking)
+        harness.check_tasks(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
+
+    def _check_interruption(self) -> None:
+        if self.world.broadcast(interruption.requested()):
+            raise Interrupted("stopped between two stages")
+
+    def _turn(self, turn: Turn, book: Book | None) -> None:
+        """One trial. What is wrong with it fails it; anything else ends the worker and leaves the trial to others."""
+        try:
+            self._trial(turn, book)
+        except UserError as error:
+            # What is found out beforehand all processes meet; what has happened (it has a cause), maybe only this one.
+            storage = isinstance(error.__cause__, OSError)
+            if book:
+                book.release() if storage else book.fail(f"{' '.join(turn.overrides)}: {error}")
+            if storage or (error.__cause__ is not None and self.world.size > 1):
+                raise
+            self.context.progress.say(f"trial {turn.number} failed: {error}")
+        except (KeyboardInterrupt, Interrupted):
+            if book:
+                book.release()
+            raise
+        except Exception as error:
+            if book:
+                book.note(error=last_line(error))  # an attempt; those who find the trial know more
+            raise
+        finally:
+            self._show(book)
+
+    def _show(self, book: Book | None) -> None:
+        """Let `status` know how the trials stand."""
+        if book:
+            search_records.write_study(Records(self.context.store), self.work.launch, book)
+
+    def _trial(self, turn: Turn, book: Book | None) -> None:
+        trial = make_trial(self.search, turn.overrides)
+        if book:
+            self.context.progress.say(f"trial {turn.number}: {' '.join(turn.overrides)}")
+            book.note(stages=trial.record(), job=f"{self.work.launch}/{self.work.number}")
+            self._show(book)
+        context = replace(self.context, folder=Path(trial.config.output).expanduser().absolute() / trial.name)
+        if self.search.pruner["name"] != "none" and self._pruned(trial, context, book):
+            return
+        ensure([*trial.path, trial.whole], context, self._begin)
+        values = [score(context.artifact(trial.whole), self.search.objective)]
+        if self.search.cost:
+            values.append(search_costs.of_record(context.store, trial.record(), self.search.cost))
+        if book:
+            book.complete(values)
+            context.progress.say(f"  whole evaluation: {' '.join(f'{value:.4f}' for value in values)}")
+
+    def _pruned(self, trial: Trial, context: Context, book: Book | None) -> bool:
+        """Run the trial rung by rung; whether it was stopped on the way. All processes get the same verdict."""
+        for step, rung in enumerate(trial.rungs, 1):
+            ensure([*rung.stages, rung.part], context, self._begin)
+            value = score(context.artifact(rung.part), self.search.objective)
+            stop = self.world.broadcast(book.report(step, value) if book else None)
+            if book:
+                context.progress.say(f"  {rung.label}: {value:.4f}{', pruned' if stop else ''}")
+            if stop:
+                if book:
+                    book.prune()
+                return True
+        return False
+
+    def _begin(self, stage: Stage) -> None:
+        """Before each stage."""
+        self._check_interruption()
+        self.reporter.begin(name_of(stage))
+
+
+def open_book(search: Search, folder: Path, number: int) -> Book:
+    """The book of the search in a folder, as worker `number` sees it."""
+    storage = search_study.open_storage(folder, search_study.database())
+    _, values = next(search_space.corners(search.space, 1))
+    seen = make_trial(search, search_space.overrides(values))
+    pruner = search_study.make_pruner(search, len(seen.rungs))
+    with FileLock(folder / "gate.lock", thread_local=False):
+        study = search_study.open_study(search, storage, optuna.samplers.RandomSampler(), pruner)
+    # Workers, and a worker that comes back, draw differently.
+    study.sampler = search_study.make_sampler(search, seed=1000 * len(study.get_trials(deepcopy=False)) + number)
+    return Book(search, study, folder, seen.config.iterations)

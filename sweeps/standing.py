@@ -1,0 +1,141 @@
+"""How a submitted job stands: what it said last, held against the queue, so that a dead job never counts as running."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from iris.store import Store
+from sweeps import clients
+from sweeps.clients import Queued
+from sweeps.endings import Endings
+from sweeps.records import (
+    CANCELLED,
+    DONE,
+    ENDED,
+    INTERRUPTED,
+    QUEUED,
+    RUNNING,
+    Folder,
+    JobRecord,
+    Records,
+    State,
+)
+
+PREEMPTED, STALLED, BLOCKED = "preempted", "stalled", "blocked"
+LIVE = (QUEUED, RUNNING, PREEMPTED, STALLED)
+STALE = 120.0  # seconds without a word after which a running job counts as stalled
+VANISHED = "vanished: it was killed without a word"
+STOPPED = "stopped from outside, after a checkpoint"
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A job's state: one of LIVE, `done`, `failed`, `cancelled`, or `blocked` (it never began)."""
+
+    state: str
+    error: str = ""  # for failed: its last line
+    reason: str = ""  # for queued: why Slurm lets it wait
+    last: State | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in LIVE
+
+
+class Standings:
+    """The standing of every job of a store at one moment; squeue is asked once, and only if some job may be in it."""
+
+    def __init__(
+        self,
+        records: Records,
+        store: Store,
+        squeue: Callable[[Iterable[int]], Mapping[str, Queued]] = clients.squeue,
+        endings: Endings | None = None,
+    ) -> None:
+        self.records, self.store, self._squeue = records, store, squeue
+        self._endings = endings or Endings()
+        self._jobs: dict[str, dict[int, JobRecord]] = {}
+        self._schedulers: dict[str, bool] = {}
+
+    @cached_property
+    def queue(self) -> Mapping[str, Queued]:
+        """What squeue says of the jobs of all who have launched on this store."""
+        return self._squeue({folder.launch().user for folder in self.records.launches()})
+
+    def jobs(self, folder: Folder) -> list[JobRecord]:
+        """A launch's jobs, read once."""
+        return list(self._by_number(folder).values())
+
+    def job(self, folder: Folder, number: int) -> JobRecord:
+        """One job of a launch."""
+        return self._by_number(folder)[number]
+
+    def _by_number(self, folder: Folder) -> dict[int, JobRecord]:
+        if folder.id not in self._jobs:
+            self._jobs[folder.id] = {job.job: job for job in folder.jobs()}
+        return self._jobs[folder.id]
+
+    def of(self, folder: Folder, job: JobRecord) -> Standing:
+        """How one job stands."""
+        last = folder.state(job.job)
+        if job.slurm is None:
+            waiting, running = self._local(folder, job)
+        else:
+            said = last.state if last else ""
+            ended = said in ENDED  # its processes may be about to leave
+            queued = None if said in (DONE, CANCELLED) else self.queue.get(job.slurm)
+            waiting = queued is not None and queued.state in _WAITING  # even a failed one, requeued by hand
+            running = queued is not None and not waiting and not ended
+        if running:
+            return _running(last)
+        if waiting:
+            reason = self.queue[job.slurm].reason if job.slurm else ""
+            return Standing(PREEMPTED if last else QUEUED, reason=reason, last=last)
+        return self._ended(folder, job, last)
+
+    def _local(self, folder: Folder, job: JobRecord) -> tuple[bool, bool]:
+        """Whether a job of this machine waits, and whether it runs."""
+        last = folder.state(job.job)
+        if last is not None and last.state in ENDED:
+            return False, False
+        if folder.held(str(job.job)):
+            return False, True
+        if folder.id not in self._schedulers:
+            self._schedulers[folder.id] = folder.held("scheduler")
+        return self._schedulers[folder.id], False
+
+    def _ended(self, folder: Folder, job: JobRecord, last: State | None) -> Standing:
+        if last is not None and last.state in ENDED:
+            return Standing(last.state, last.error, last=last)
+        if all(self._stored(stage) for stage in job.stages):
+            return Standing(DONE, last=last)
+        if job.slurm is None and (last is None or last.state == INTERRUPTED):
+            return Standing(BLOCKED if last is None else CANCELLED, last=last)  # stopped with what ran it
+        if last is None and not all(self._stored(stage) for stage in self._needed(folder, job)):
+            return Standing(BLOCKED)
+        stopped = last is not None and last.state == INTERRUPTED
+        said = STOPPED if stopped else VANISHED
+        return Standing(*self._endings.of(folder, job, self.jobs(folder), last, said), last=last)
+
+    def _needed(self, folder: Folder, job: JobRecord) -> list[str]:
+        """The stages of the jobs it waited for."""
+        others = [(folder, n) for n in job.needs]
+        for name in job.after:
+            launch, _, number = name.rpartition("/")
+            others.append((self.records.folder(launch), int(number)))
+        return [stage for other, n in others for stage in self.job(other, n).stages]
+
+    def _stored(self, stage: str) -> bool:
+        kind, _, key = stage.partition("/")
+        return self.store.find(kind, key) is not None
+
+
+def _running(last: State | None) -> Standing:
+    silent = last is not None and last.state == RUNNING and time.time() - last.time > STALE
+    return Standing(STALLED if silent else RUNNING, last=last)
+
+
+__all__ = ["BLOCKED", "CANCELLED", "LIVE", "PREEMPTED", "STALLED", "Standing", "Standings"]

@@ -1,0 +1,119 @@
+"""What users and administrators tell a Slurm cluster, with the programs that they use."""
+
+import os
+import subprocess
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from .daemon import wait_for
+
+
+@dataclass(frozen=True)
+class Job:
+    """A line of squeue: `id` is `7` or `7_3` (array task), `node` is empty while it waits."""
+
+    id: str
+    state: str
+    reason: str
+    node: str
+    partition: str
+    name: str
+
+
+class Commands:
+    """The clients of the cluster configured in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+        self.variables = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
+        self.environment = kept | self.variables
+        self._last = 0  # of the jobs that are forgotten
+
+    def run(self, *command: str, seconds: float = 30, text: str = "") -> str:
+        """The output of a client command that reads `text`; CalledProcessError, with what it said, when it fails."""
+        done = subprocess.run(
+            command, env=self.environment, input=text, timeout=seconds, capture_output=True, text=True
+        )
+        try:
+            done.check_returncode()
+        except subprocess.CalledProcessError as error:
+            error.add_note(done.stderr)
+            raise
+        return done.stdout
+
+    def submit(self, script: str, *options: str) -> str:
+        """The id of a new job that runs the shell command `script`; see `output`."""
+        common = ("sbatch", "--parsable", f"--output={self.folder}/log/%j.out")
+        return self.run(*common, *options, f"--wrap={script}").strip()
+
+    def output(self, job: str) -> str:
+        """What a submitted job has written, nothing before it starts."""
+        file = self.folder / "log" / f"{job}.out"
+        return file.read_text() if file.exists() else ""
+
+    def jobs(self) -> dict[str, Job]:
+        """What squeue says, by id: jobs that wait, run, or ended up to 300 s ago; each array task apart."""
+        lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%P|%j").splitlines()
+        return {job.id: job for job in (Job(*line.split("|", 5)) for line in lines) if _number(job) > self._last}
+
+    def forget(self) -> None:
+        """Let `jobs` leave out all there have been so far, for the next user of the cluster."""
+        self._last = max(map(_number, self.jobs().values()), default=self._last)
+
+    def wait(self, job: str, *states: str, seconds: float = 60) -> Job:
+        """The job once its state is one of `states`; TimeoutError after `seconds`."""
+        wait_for(lambda: self.jobs()[job].state in states, f"job {job}: {' or '.join(states)}", seconds)
+        return self.jobs()[job]
+
+    def start_now(self, job: str) -> None:
+        """Spare a requeued job the 5 s or so that it waits."""
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def cancel_all(self) -> None:
+        """Cancel every job and wait until the nodes are free of them."""
+        for selection in (["--state=PENDING"], []):  # first what would start in the place of the others
+            self.run("scancel", f"--user={os.getuid()}", *selection)
+        wait_for(lambda: not self.run("squeue", "-h"), "the cancelled jobs to leave")
+
+    def states(self) -> list[str]:
+        """What sinfo says of each node in turn: idle, mix, alloc, drain, drng, down, down*, unk …"""
+        lines = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t").splitlines()
+        return [state for _, state in sorted((line.split() for line in lines), key=lambda pair: int(pair[0][4:]))]
+
+    def drain(self, i: int) -> None:
+        """No new jobs for the node; running ones end normally."""
+        self._update(i, "State=DRAIN", "Reason=test")
+
+    def down(self, i: int) -> None:
+        """The node counts as dead from now on: its jobs end as NODE_FAIL and are requeued at once."""
+        self._update(i, "State=DOWN", "Reason=test")
+
+    def resume(self, i: int) -> None:
+        """End `drain` or `down`."""
+        self._update(i, "State=RESUME")
+
+    def _update(self, i: int, *settings: str) -> None:
+        self.run("scontrol", "update", f"NodeName=node{i}", *settings)
+
+    def save(self) -> None:
+        """Wait until slurmctld has written down all it knows; killed before, it may forget jobs and what they do.
+
+        It writes at a change of a job if its last writing is 5 s old, and hardly ever by time alone.
+        """
+        held, mark = self.submit(":", "--hold"), uuid.uuid4().hex
+        state = self.folder / "state" / "job_state"
+
+        def saved() -> bool:
+            self.run("scontrol", "update", f"JobId={held}", f"Comment={mark}")
+            return state.exists() and mark.encode() in state.read_bytes()
+
+        wait_for(saved, "the saved state of slurmctld")
+        self.run("scancel", held)
+
+
+def _number(job: Job) -> int:
+    """Numbers rise; the tasks of an array share one."""
+    return int(job.id.partition("_")[0])

@@ -1,0 +1,294 @@
+"""Everything that goes wrong on a cluster, one thing after the other, while a study runs on it.
+
+python -m tests.slurm.storm STUDY FOLDER [key=value …]    on a cluster and a store of its own below FOLDER
+
+Called again, it goes on with that store on a new cluster.
+
+Beside the faults it does what a user does, who launches again with --retry, and what time does, which lets requeued
+jobs start; and it keeps asking whether what is said to run does run.
+"""
+
+import contextlib
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from iris.store import Store
+from sweeps.records import RUNNING, Folder, JobRecord, Records, State
+from sweeps.standing import Standing, Standings
+
+from .cluster import Cluster
+from .daemon import alive, wait_for
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("MessageTimeout=2", "SlurmdTimeout=5")  # of the cluster: a lost node is noticed soon
+_LYING = 90.0  # seconds after which Slurm has noticed a death, and the next run has said that it runs
+_PATIENCE = 240.0  # seconds without any news after which something hangs
+_DONE = re.compile(r"INFO iris: done (\S+ \S+) in")
+
+Found = tuple[Folder, JobRecord, Standing]
+
+
+class Storm:
+    """A study (the words of its command line) on a cluster, and the faults that meet it."""
+
+    def __init__(self, cluster: Cluster, store: Store, words: Sequence[str], seed: int = 0) -> None:
+        self.cluster, self.store, self.words = cluster, store, list(words)
+        self.dice = random.Random(seed)
+        self.records = Records(store)
+        self.doubted: dict[int, float] = {}  # processes that are dead and said to run, since when
+        self.log: list[str] = []
+
+    def faults(self) -> list[Callable[[], None]]:
+        """All of them, in an order that the seed decides."""
+        every = [
+            self.kill_a_task,
+            self.tell_a_job_to_stop,
+            self.preempt,
+            self.crash_a_node,
+            self.lose_a_slurmd,
+            self.take_a_node_down,
+            self.drain_a_node,
+            self.kill_the_controller,
+            self.cancel_a_job,
+            self.fill_the_store,
+            self.kill_a_launcher,
+            self.launch_twice_at_once,
+        ]
+        self.dice.shuffle(every)
+        return every
+
+    def run(self, rounds: int = 1) -> None:
+        """Launch, let every fault happen in each round, and go on until nothing is missing."""
+        assert self.launch().returncode == 0
+        news = None
+        for fault in [fault for _ in range(rounds) for fault in self.faults()]:
+            self.until(lambda n=news: self.going_on() and self.news() != n, f"something to run for: {fault.__name__}")
+            news = self.news()
+            self.say(fault.__name__.replace("_", " "))
+            fault()
+        self.until(lambda: not self.live() and self.nothing_left(), "the end")
+        wait_for(lambda: not self.cluster.run("squeue", "-h"), "the last processes to leave")
+
+    def say(self, text: str) -> None:
+        """Remember what happened, for whoever reads why a run failed."""
+        self.log.append(f"{time.strftime('%H:%M:%S')} {text}")
+        print(self.log[-1], flush=True)
+
+    # --- what a user and time do
+
+    def launch(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """The command, to its end."""
+        process = self.launching(*flags)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def launching(self, *flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "sweeps", "launch", *self.words, "launcher=slurm", *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=self.cluster.environment)
+
+    def nothing_left(self) -> bool:
+        """Whether a launch finds nothing to do; what has failed is launched again by it."""
+        done = self.launch("--retry")
+        assert done.returncode == 0, done.stderr
+        return "nothing to do" in done.stdout
+
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Let time pass, and launch again whenever nothing is left that could make the condition true by itself."""
+        deadline, news = time.monotonic() + _PATIENCE, self.news()
+        while True:
+            self.administer()
+            if condition():
+                return
+            self.check_that_nothing_lies()
+            if not self.live() and not condition() and not self.nothing_left():
+                continue
+            if self.news() != news:
+                deadline, news = time.monotonic() + _PATIENCE, self.news()
+            assert time.monotonic() < deadline, f"no news while waiting for {what}: {self.log}"
+            time.sleep(0.5)
+
+    def news(self) -> tuple[object, ...]:
+        """What changes when something gets on."""
+        states = [state for f in self.records.launches() for job in f.jobs() if (state := f.state(job.job))]
+        return len(list(self.store.root.glob("[!.]*/*"))), tuple((s.state, s.done, s.attempt) for s in states)
+
+    def administer(self) -> None:
+        """Spare requeued jobs the seconds that they wait, and release what Slurm holds after trouble with a node."""
+        if not self.cluster.controller.running():  # Slurm 22.05 has been seen to, when a node returned to service
+            self.say("the controller has crashed by itself")
+            self.cluster.start_controller()
+        for job in self.cluster.jobs().values():
+            with contextlib.suppress(subprocess.CalledProcessError):  # it has just started, or was cancelled
+                if job.state == "PENDING" and job.reason == "BeginTime":
+                    self.cluster.start_now(job.id)
+                elif "held" in job.reason and job.reason != "JobHeldUser":
+                    self.resume_nodes()
+                    self.cluster.run("scontrol", "release", job.id)
+
+    def resume_nodes(self) -> None:
+        """All that take no jobs."""
+        for node, state in enumerate(self.cluster.states(), 1):
+            if state.startswith("drain"):
+                self.cluster.resume(node)
+
+    def check_that_nothing_lies(self) -> None:
+        """A job that is said to run has a living process, or had one moments ago."""
+        dead = {s.last.pid for _, _, s in self.running() if s.last and not alive(s.last.pid)}
+        self.doubted = {pid: self.doubted.get(pid, time.monotonic()) for pid in dead}
+        assert all(time.monotonic() - since < _LYING for since in self.doubted.values()), "a dead job is said to run"
+
+    # --- what there is
+
+    def jobs(self) -> list[Found]:
+        standings = Standings(self.records, self.store)
+        return [(f, job, standings.of(f, job)) for f in self.records.launches() for job in f.jobs()]
+
+    def live(self) -> list[Found]:
+        return [found for found in self.jobs() if found[2].live]
+
+    def running(self) -> list[Found]:
+        """Jobs that have said that they run."""
+        return [f for f in self.jobs() if f[2].state == RUNNING and f[2].last and f[2].last.state == RUNNING]
+
+    def going_on(self) -> bool:
+        """Whether some job is in the middle of a stage."""
+        return any(standing.last and standing.last.stage for _, _, standing in self.running())
+
+    def some(self) -> tuple[JobRecord, State]:
+        """A running job."""
+        found: list[Found] = []
+        self.until(lambda: found.extend(f for f in self.running() if alive(f[2].last.pid)) or found, "a running job")
+        _, job, standing = self.dice.choice(found)
+        assert standing.last
+        return job, standing.last
+
+    def node(self) -> int:
+        """One that runs a job."""
+        node = 0
+        while not node:
+            node = self.at(self.some()[0])
+        return node
+
+    def at(self, job: JobRecord) -> int:
+        """The node of a job, 0 if it has none."""
+        found = self.cluster.jobs().get(str(job.slurm))
+        return int(found.node[4:]) if found and found.node else 0
+
+    # --- faults
+
+    def kill_a_task(self) -> None:
+        os.kill(self.some()[1].pid, signal.SIGKILL)
+
+    def tell_a_job_to_stop(self) -> None:
+        """As before its time limit."""
+        self.cluster.run("scancel", "--signal=USR2", str(self.some()[0].slurm))
+
+    def preempt(self) -> None:
+        other = self.cluster.submit(":", f"--nodelist=node{self.node()}", "--partition=high", "--exclusive")
+        self.cluster.wait(other, "COMPLETED", seconds=90)
+
+    def crash_a_node(self) -> None:
+        node = self.node()
+        self.cluster.kill_node(node)
+        wait_for(lambda: self.cluster.states()[node - 1].startswith("down"), "Slurm to notice the crash")
+        self.cluster.start_node(node)
+
+    def lose_a_slurmd(self) -> None:
+        """Its jobs go on."""
+        node = self.node()
+        self.cluster.kill_node(node, crash=False)
+        self.cluster.start_node(node)
+
+    def take_a_node_down(self) -> None:
+        """Until its jobs have left: one that starts again earlier would be there twice, and Slurm holds such a job."""
+        node = self.node()
+        processes = self.cluster.nodes[node - 1].processes
+        self.cluster.down(node)
+        wait_for(
+            lambda: not any(name(process) == "slurmstepd" for process in processes()), "the jobs to leave the node"
+        )
+        self.cluster.resume(node)
+
+    def drain_a_node(self) -> None:
+        node = self.node()
+        self.cluster.drain(node)
+        time.sleep(3)
+        self.cluster.resume(node)
+
+    def kill_the_controller(self) -> None:
+        self.cluster.save()
+        self.cluster.kill_controller()
+        failed = self.launch()
+        assert failed.returncode == 2 and failed.stderr.count("\n") == 1, failed.stderr
+        self.cluster.start_controller()
+        self.cluster.run("scancel", "--name=wrap")  # what `save` had submitted, and the controller has forgotten
+
+    def cancel_a_job(self) -> None:
+        self.cluster.run("scancel", str(self.some()[0].slurm))
+
+    def fill_the_store(self) -> None:
+        """For one process: a stand-in for the end of the disk."""
+        try:
+            resource.prlimit(self.some()[1].pid, resource.RLIMIT_FSIZE, (2000, 2000))
+        except ProcessLookupError:
+            self.fill_the_store()
+
+    def kill_a_launcher(self) -> None:
+        """At some moment; first there must be something to launch."""
+        self.kill_a_task()
+        process = self.launching("--retry")
+        time.sleep(self.dice.uniform(1, 5))
+        process.kill()
+        process.communicate()
+
+    def launch_twice_at_once(self) -> None:
+        self.kill_a_task()
+        both = [self.launching("--retry") for _ in range(2)]
+        said = [process.communicate(timeout=120) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+
+    # --- what must hold in the end
+
+    def completions(self) -> Counter[str]:
+        """How often each stage was completed, by the logs of all jobs."""
+        logs = (path for f in self.records.launches() for path in f.logs.glob("*_log.err"))
+        return Counter(name for path in logs for name in _DONE.findall(path.read_text(errors="replace")))
+
+
+def name(process: int) -> str:
+    """What a process is called, nothing if it has gone."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def main() -> None:
+    """One storm, by hand."""
+    study, folder, *words = sys.argv[1:]
+    store = Store(Path(folder) / "store")
+    given = [f"study={study}", f"store={store.root}", f"output={Path(folder).absolute() / 'outputs'}", *words]
+    first = 1 + max(
+        (int(str(j.slurm).partition("_")[0]) for f in Records(store).launches() for j in f.jobs()), default=0
+    )
+    with Cluster.start(Path(folder) / f"c{first}", extra=(*QUICK, f"FirstJobId={first + 10_000}")) as cluster:
+        os.environ.update(cluster.variables)
+        storm = Storm(cluster, store, given)
+        storm.run(rounds=2)
+        counts = storm.completions()
+        print(f"{len(counts)} stages completed, none twice: {set(counts.values()) == {1}}")
+        print(Counter(standing.state for _, _, standing in storm.jobs()))
+
+
+if __name__ == "__main__":
+    main()

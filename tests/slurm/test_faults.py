@@ -1,0 +1,323 @@
+"""What goes wrong on a cluster: time limits, preemption, kills. Each study ends as if nothing had happened."""
+
+import json
+import os
+import re
+import resource
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iris.config import Execution
+from iris.errors import UserError
+from iris.store import Store
+from sweeps.launch import Request, launch
+from sweeps.launchers import Launcher, load_launcher
+from sweeps.plan import Plan
+from sweeps.records import CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, JobRecord, Records, State
+from sweeps.slurm_job import Requeue, SlurmJob
+from sweeps.standing import BLOCKED, PREEMPTED, VANISHED, Standing, Standings
+from sweeps.worker import Work
+
+from ..sweeps.tiny import files, tiny_plan
+from .cluster import Cluster
+from .daemon import alive, wait_for
+
+StartCluster = Callable[..., Cluster]
+Files = Mapping[tuple[str, str], dict[str, str]]
+# Some ten seconds of steps in one job, with a checkpoint after each step: time to be hit, and something to go on from.
+SLOW = {"method": "sft", "iterations": 0, "train.sft.epochs": 150, "execution.checkpoint_minutes": 0.0}
+
+
+def slurm(*changes: str) -> Launcher:
+    return load_launcher("slurm", ["resources.cpus=1", "resources.gpus=0", *changes])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The files of the slow stage where nothing happens to it."""
+    plan, store = slow_plan(tmp_path_factory.mktemp("undisturbed"))
+    assert launch(Request(plan), load_launcher("inline"), store).failures == 0
+    return files(store)
+
+
+def slow_plan(folder: Path, **base: Any) -> tuple[Plan, Store]:
+    return tiny_plan(folder, without=["evaluate"], base=SLOW | base)
+
+
+def steps(store: Store) -> int:
+    """Checkpointed steps of the slow stage."""
+    found = list(store.root.glob("sft/.work-*/checkpoint-*"))
+    return max((int(path.name.rpartition("-")[2]) for path in found), default=0)
+
+
+def job(store: Store, number: int = 0) -> JobRecord:
+    """A job of the newest launch."""
+    return next(job for job in Records(store).launches()[-1].jobs() if job.job == number)
+
+
+def standing(store: Store, number: int = 0) -> Standing:
+    """How it stands."""
+    records = Records(store)
+    return Standings(records, store).of(records.launches()[-1], job(store, number))
+
+
+def said(store: Store, number: int = 0) -> State:
+    """What it said last."""
+    state = Records(store).launches()[-1].state(number)
+    assert state is not None
+    return state
+
+
+def log(store: Store) -> str:
+    return "".join(path.read_text() for path in sorted(Records(store).launches()[-1].logs.glob("*_log.err")))
+
+
+def at_step(store: Store, more: int = 3) -> int:
+    """Wait until the slow stage has made some more steps."""
+    before = steps(store)
+    wait_for(lambda: steps(store) >= before + more, "steps", 90)
+    return steps(store)
+
+
+def finish(store: Store, undisturbed: Files) -> None:
+    wait_for(lambda: standing(store).state == DONE, "the end", 120)
+    assert files(store) == undisturbed
+
+
+def skip_the_wait(cluster: Cluster, store: Store) -> None:
+    """Start a requeued job now, and not when its old credential has expired."""
+    wait_for(lambda: cluster.jobs()[str(job(store).slurm)].state == "PENDING", "the requeue")
+    cluster.run("scontrol", "update", f"jobid={job(store).slurm}", "StartTime=now")
+
+
+# --- signals
+
+
+def test_a_job_that_is_told_to_stop_goes_on_as_often_as_needed(
+    cluster: Cluster, tmp_path: Path, undisturbed: Files
+) -> None:
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm(), store)
+    for restarts in range(3):
+        before = at_step(store)
+        cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
+        wait_for(lambda: said(store).state == INTERRUPTED, "the checkpoint")
+        assert standing(store).state in (RUNNING, PREEMPTED), "it waits, or still leaves"
+        assert steps(store) >= before
+        skip_the_wait(cluster, store)
+        assert standing(store).state == PREEMPTED
+        assert launch(Request(plan), slurm(), store).jobs == [], "it is as good as queued"
+        wait_for(lambda n=restarts: said(store).attempt == n + 1, "the next run")
+    finish(store, undisturbed)
+    assert len(re.findall(r"INFO iris: start sft", log(store))) == 4
+
+
+def test_processes_of_several_nodes_stop_and_go_on_together(cluster: Cluster, tmp_path: Path) -> None:
+    plan, store = slow_plan(tmp_path, **{"train.sft.epochs": 40})
+    launch(Request(plan), slurm("resources.nodes=2", "resources.gpus=2"), store)
+    before = at_step(store)
+    cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
+    wait_for(lambda: said(store).state == INTERRUPTED, "the checkpoint")
+    assert steps(store) >= before
+    skip_the_wait(cluster, store)
+    wait_for(lambda: standing(store).state == DONE, "the end", 120)
+    assert f"{before}/" not in log(store) and len(re.findall(r"INFO iris: start sft", log(store))) == 2 * 4
+    (manifest,) = (json.loads(path.read_text()) for path in store.root.glob("sft/*/manifest.json"))
+    assert manifest["cost"]["processes"] == 4 and manifest["results"]["steps"] == 100
+
+
+def test_preemption_without_notice(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm("resources.sbatch.nodelist=node1", "resources.sbatch.exclusive=true"), store)
+    before = at_step(store)
+    other = cluster.submit(":", "--nodelist=node1", "--partition=high", "--exclusive")
+    cluster.wait(other, "COMPLETED")
+    wait_for(lambda: standing(store).state == PREEMPTED, "the preempted job to wait")
+    assert said(store).state == INTERRUPTED, "SIGTERM came first, and there was time for a checkpoint"
+    skip_the_wait(cluster, store)
+    wait_for(lambda: said(store).attempt == 1 and steps(store) > before, "the next run to go on where it was", 90)
+    finish(store, undisturbed)
+
+
+def test_preemption_with_notice(start_cluster: StartCluster, tmp_path: Path, undisturbed: Files) -> None:
+    cluster = start_cluster(nodes=1, accounting=False, grace=60)
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm("resources.sbatch.exclusive=true"), store)
+    before = at_step(store)
+    other = cluster.submit(":", "--partition=high", "--exclusive")
+    cluster.wait(other, "COMPLETED", seconds=30)  # the job has left by itself, before the notice is over
+    assert said(store).state == INTERRUPTED and steps(store) >= before
+    skip_the_wait(cluster, store)
+    finish(store, undisturbed)
+
+
+def test_a_real_time_limit(cluster: Cluster, tmp_path: Path) -> None:
+    """The signal may come up to a minute early: all that is certain is that the job ends, and where it goes on."""
+    plan, store = slow_plan(tmp_path, **{"train.sft.epochs": 1500})
+    launch(Request(plan), slurm("resources.minutes=1", "signal_seconds=20"), store)
+    wait_for(lambda: said_state(store) == INTERRUPTED, "the time limit", 120)
+    before = steps(store)
+    assert before > 0
+    skip_the_wait(cluster, store)
+    wait_for(lambda: steps(store) > before and said(store).attempt == 1, "the next run to go on where it was", 90)
+
+
+def said_state(store: Store) -> str:
+    """What the job said last, nothing if it has not begun."""
+    last = Records(store).launches()[-1].state(0)
+    return last.state if last else ""
+
+
+def test_what_cannot_stop_in_time_begins_again(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm("signal_seconds=2"), store)
+    wait_for(lambda: said_state(store) == RUNNING, "the start")  # torch is imported first, which takes seconds
+    cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
+    wait_for(lambda: said(store).state == INTERRUPTED, "the end of the patience", 30)
+    skip_the_wait(cluster, store)
+    wait_for(lambda: said(store).attempt == 1, "the next run")
+    finish(store, undisturbed)
+
+
+def test_what_never_gets_on_fails_in_the_end(tmp_path: Path) -> None:
+    """The second run in a row that keeps nothing until its time limit is the last one."""
+    folder = Records(Store(tmp_path)).folder("launch")
+    for run, status in ((1, 0), (2, 1)):
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGUSR2, lambda *_: os._exit(0))  # in place of submitit's handler, which requeues
+            work = Work(str(tmp_path), "launch", 0, (), Execution(), str(tmp_path))
+            with work.reporter(run) as reporter:
+                reporter.begin("evaluate/some-key")
+                Requeue(SlurmJob(work, minutes=0, notice=4, fruitless=run - 1), reporter).announce()
+                time.sleep(30)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+        last = folder.state(0)
+        assert last and (last.state, last.attempt) == ({0: INTERRUPTED, 1: FAILED}[status], run)
+    assert re.match("evaluate/some-key does not get on: .* Raise launcher.stages.evaluate.minutes.", last.error)
+
+
+# --- kills
+
+CHAIN = {"iterations": 1, "train.epochs": 1}  # a second job, for the training that needs what the first one leaves
+PARTED = "stages.train.gpus=1"
+
+
+def test_a_killed_task_has_failed_and_goes_on_when_asked(cluster: Cluster, tmp_path: Path) -> None:
+    plan, store = slow_plan(tmp_path, **CHAIN)
+    launch(Request(plan), slurm(PARTED), store)
+    before = at_step(store)
+    os.kill(said(store).pid, signal.SIGKILL)
+    wait_for(lambda: standing(store).state == FAILED, "the end of the job")
+    assert standing(store).error.startswith(VANISHED)
+    wait_for(lambda: standing(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
+    assert waiting_or_running(cluster) == set()
+
+    report = launch(Request(plan), slurm(PARTED), store)
+    assert report.jobs == [] and report.found.behind == {n for n in plan.stages if n.startswith("train/")}
+    assert report.found.failed.keys() == {n for n in plan.stages if n.startswith("sft/")}
+    assert len(launch(Request(plan, retry=True), slurm(PARTED), store).jobs) == 2
+    wait_for(lambda: steps(store) > before and "start sft" in log(store), "the next run to go on where it was", 90)
+    wait_for(lambda: standing(store, 1).state == DONE, "the end", 120)
+    wait_for(lambda: not waiting_or_running(cluster), "the last process to leave")
+
+
+def waiting_or_running(cluster: Cluster) -> set[str]:
+    return {job.id for job in cluster.jobs().values() if job.state in ("PENDING", "RUNNING")}
+
+
+def test_scancel_from_outside(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm(), store)
+    before = at_step(store)
+    cluster.run("scancel", str(job(store).slurm))
+    wait_for(lambda: not standing(store).live, "the end of the job")
+    assert standing(store).state == CANCELLED and said(store).state == INTERRUPTED and steps(store) >= before
+    assert len(launch(Request(plan), slurm(), store).jobs) == 1, "as good as never submitted"
+    finish(store, undisturbed)
+
+
+def test_a_job_that_dies_before_it_begins(cluster: Cluster, tmp_path: Path) -> None:
+    plan, store = slow_plan(tmp_path, **CHAIN)
+    launch(Request(plan), slurm(PARTED, "setup=['echo the module is not there >&2', 'exit 3']"), store)
+    wait_for(lambda: standing(store).state == FAILED, "the end of the job")
+    assert standing(store).error == f"{VANISHED} (the module is not there)"
+    wait_for(lambda: standing(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
+    assert launch(Request(plan), slurm(PARTED), store).jobs == []
+
+
+def test_a_full_store_is_said_and_the_rest_is_kept(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm(), store)
+    before = at_step(store)
+    resource.prlimit(said(store).pid, resource.RLIMIT_FSIZE, (2000, 2000))  # a stand-in for the end of the disk
+    wait_for(lambda: standing(store).state == FAILED, "the end of the job")
+    assert re.match(r"The store .* (takes no file of this size|is full)", standing(store).error)  # torch says less
+    kept = files(store)
+    assert {kind for kind, _ in kept} == {"base", "data"} and steps(store) >= before
+    launch(Request(plan, retry=True), slurm(), store)
+    finish(store, undisturbed)
+
+
+def test_a_node_that_crashes(start_cluster: StartCluster, tmp_path: Path, undisturbed: Files) -> None:
+    cluster = start_cluster(nodes=2, accounting=False, extra=("MessageTimeout=2", "SlurmdTimeout=5"))
+    plan, store = slow_plan(tmp_path, **{"train.sft.epochs": 150})
+    launch(Request(plan), slurm(), store)
+    before = at_step(store)
+    node = int(cluster.jobs()[str(job(store).slurm)].node[4:])
+    cluster.kill_node(node)
+    assert standing(store).state in ("running", "stalled"), "Slurm does not know yet"
+    skip_the_wait(cluster, store)
+    assert standing(store).state in (PREEMPTED, RUNNING)
+    wait_for(lambda: said(store).attempt == 1 and steps(store) > before, "the next run to go on where it was", 90)
+    finish(store, undisturbed)
+
+
+def test_the_controller_dies_while_jobs_run(start_cluster: StartCluster, tmp_path: Path, undisturbed: Files) -> None:
+    cluster = start_cluster(nodes=1, accounting=False)
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm(), store)
+    at_step(store)
+    cluster.save()
+    cluster.kill_controller()
+    with pytest.raises(UserError, match=r"^squeue failed: .*"):
+        launch(Request(plan), slurm(), store)
+    cluster.start_controller()
+    assert launch(Request(plan), slurm(), store).jobs == []
+    finish(store, undisturbed)
+
+
+def test_a_job_that_slurm_has_forgotten(start_cluster: StartCluster, tmp_path: Path, undisturbed: Files) -> None:
+    cluster = start_cluster(nodes=1, accounting=False)
+    cluster.save()
+    plan, store = slow_plan(tmp_path)
+    launch(Request(plan), slurm("resources.sbatch.hold=true"), store)
+    cluster.kill_controller()  # before it has written the job down
+    cluster.start_controller()
+    assert job(store).slurm not in cluster.jobs()
+    assert not standing(store).live
+    assert len(launch(Request(plan), slurm(), store).jobs) == 1, "it never began"
+    finish(store, undisturbed)
+
+
+def test_two_copies_of_a_job(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """A node that Slurm has lost may still run its job when another node does: the later copy has the word."""
+    cluster = start_cluster(nodes=2, accounting=False, extra=("MessageTimeout=2", "SlurmdTimeout=5"))
+    plan, store = slow_plan(tmp_path, **{"train.sft.epochs": 5000})
+    launch(Request(plan), slurm(), store)
+    at_step(store)
+    first = said(store).pid
+    cluster.kill_node(int(cluster.jobs()[str(job(store).slurm)].node[4:]), crash=False)
+    skip_the_wait(cluster, store)
+    wait_for(lambda: said(store).attempt == 1, "the second copy", 90)
+    second = said(store).pid
+    assert second != first and alive(first)
+    wait_for(lambda: not alive(first), "the first copy to leave", 30)
+    between = steps(store)
+    wait_for(lambda: steps(store) > between, "the second copy to go on", 30)
+    assert (said(store).pid, said(store).state) == (second, RUNNING)

@@ -1,0 +1,88 @@
+"""A search on a real Slurm: its workers wait for what all trials begin with, and die without losing a trial."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from sweeps.records import FAILED, RUNNING, Folder, Records
+from sweeps.search_book import valid
+from sweeps.search_study import STORAGE
+from sweeps.standing import Standings
+
+from ..sweeps.search_tiny import begun, search, stored, write_search
+from .cluster import Cluster
+from .daemon import wait_for
+
+SLURM = ("launcher=slurm", "launcher.resources.cpus=1", "launcher.resources.gpus=0")
+
+
+@pytest.fixture(autouse=True)
+def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests may have left the address of one in the environment."""
+    monkeypatch.setenv(STORAGE, "")
+
+
+def live(path: Path) -> int:
+    """Jobs of the search that wait or run."""
+    records = Records(begun(path).store)
+    standings = Standings(records, begun(path).store)
+    return sum(standings.of(folder, job).live for folder in records.launches() for job in folder.jobs())
+
+
+def workers(folder: Folder) -> list[int]:
+    """The processes of the workers that run, on the nodes of this machine."""
+    states = [folder.state(job.job) for job in folder.jobs() if job.kind == "search"]
+    return [state.pid for state in states if state and state.state == RUNNING and Path(f"/proc/{state.pid}").exists()]
+
+
+def test_a_search_loses_workers_and_no_trial(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_search(tmp_path, trials=20)
+    assert search(path, *SLURM, "workers=16") == 0
+    (folder,) = Records(begun(path).store).launches()
+    jobs = folder.jobs()
+    assert [job.kind for job in jobs] == ["score", *["search"] * 16]
+    assert jobs[0].stages[0].startswith("base/") and any(stage.startswith("sft/") for stage in jobs[0].stages)
+    assert {job.slurm for job in jobs} == set(cluster.jobs()), "one job and one array, and the terminal may close"
+    assert search(path, *SLURM, "workers=16") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+    dice, kills, deadline = random.Random(0), 0, time.monotonic() + 400
+    while live(path):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+        if kills < 8 and len(running := workers(folder)) > 1:
+            os.kill(dice.choice(running), signal.SIGKILL)
+            kills += 1
+            time.sleep(3)
+    assert kills == 8
+    records = Records(begun(path).store)
+    standings = [Standings(records, begun(path).store).of(folder, job) for job in folder.jobs()]
+    assert [s.state for s in standings].count(FAILED) == 8, "the dead do not count as done"
+
+    trials = begun(path).study().trials
+    counted = [trial for trial in trials if valid(trial)]
+    assert len(counted) == 20 and len({tuple(t.params.values()) for t in counted}) == 20
+    assert not [t for t in trials if t.state == TrialState.RUNNING]
+    assert (tmp_path / "outputs" / "search-mine" / "mine-best.yaml").exists()
+    before = stored(tmp_path)
+    assert search(path, *SLURM) == 0
+    assert "20 of 20 trials" in capsys.readouterr().out and stored(tmp_path) == before
+
+
+def test_a_preempted_worker_comes_back_to_its_trial(cluster: Cluster, tmp_path: Path) -> None:
+    path = write_search(tmp_path, {"execution.checkpoint_minutes": 0.0}, trials=3)
+    assert search(path, *SLURM) == 0
+    (folder,) = Records(begun(path).store).launches()
+    wait_for(lambda: workers(folder) and begun(path).study().trials, "the first trial", 200)
+    worker = next(str(job.slurm) for job in folder.jobs() if job.kind == "search")
+    cluster.run("scontrol", "requeue", worker)
+    wait_for(lambda: not live(path), "the search", 300)
+    trials = begun(path).study().trials
+    assert sum(map(valid, trials)) == 3 and not [t for t in trials if t.state == TrialState.FAIL]
