@@ -1,0 +1,5 @@
+"""From finished experiments to frames, statistics, tables, figures and a report: `python -m analysis`."""
+
+from analysis.frames import Frames, load
+
+__all__ = ["Frames", "load"]

@@ -1,0 +1,34 @@
+"""python -m analysis COMMAND study=NAME [store=FOLDER] [key=value …]
+
+  table study=NAME [by=task]       scores, by=task, iteration, size, cost or state; published=true adds the papers'
+  differences study=NAME           every method against baseline=METHOD: interval, tests, effect
+  efficiency study=NAME            what annotations buy; claim=iris@26k:sft@200k compares two points
+  figures study=NAME               all figures as PNG, SVG and PDF
+  report study=NAME                one HTML page with everything
+  compare A B                      two studies, STUDY[@STORE][#COMMIT] each, method by method
+
+Tables go to the terminal, or with out=FILE.md, .tex, .csv, .parquet or .html into a file.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from sweeps import command_line
+
+_MODULES = {
+    "table": "analysis.table_command",
+    "differences": "analysis.table_command",
+    "efficiency": "analysis.table_command",
+    "figures": "analysis.figures_command",
+    "report": "analysis.report",
+    "compare": "analysis.compare",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    return command_line.main(__doc__ or "", _MODULES, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""python -m analysis report study=NAME [store=FOLDER] [baseline=METHOD] [out=FILE.html] [--rebuild]
+
+Writes one HTML page that needs nothing else: what was asked, tables, figures, what is missing, what it cost, where
+every number comes from and how to get it again. By default outputs/analysis/STUDY.html.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from analysis import arms, efficiency, options, statistics, style, tables
+from analysis.arms import Table
+from analysis.differences import differences
+from analysis.figures import FIGURES
+from analysis.frames import Frames
+from analysis.page import Picture, Section, page
+from analysis.sheet import Cell, Sheet
+from iris.errors import UserError
+from sweeps.records import Records
+
+_CAPTIONS = {
+    "iterations": "The average by iteration; bands are 95 % intervals over seeds.",
+    "efficiency": "The average after the last iteration over the number of annotations.",
+    "alpha": "α and the gap that it follows.",
+    "ratios": "Log-ratios of annotated and synthetic responses; how many samples of a batch their weights amount to.",
+    "cost": "What an experiment has cost and the average that it reached; the line joins what nothing beats in both.",
+    "tasks": "Scores by task.",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    if any(word in ("--help", "-h") for word in arguments):
+        print(__doc__)
+        return 0
+    given = options.read(arguments, ("baseline", "out"))
+    frames = options.frames(given)
+    path = Path(given.settings.get("out", f"outputs/analysis/{frames.study}.html")).expanduser()
+    if path.suffix != ".html":
+        raise UserError(f"out={path}: give a file that ends in .html.")
+    options.write(path, report(frames, given.settings.get("baseline")).encode())
+    print(f"wrote {path}")
+    return 0
+
+
+def report(frames: Frames, baseline: str | None = None) -> str:
+    """The page. Raises UserError for a baseline that is no method of the study."""
+    found = arms.table(frames)
+    against = arms.baseline(found, baseline)
+    sections = [section for section in _sections(found, against) if section.sheets or section.pictures or section.text]
+    states = frames.experiments["state"].value_counts()
+    total = len(frames.experiments)
+    question = (
+        f"{total} experiments: which of {len(found.methods)} methods is better, by how much, how sure is that, and "
+        f"what did it cost? Compared with '{against}'."
+    )
+    footer = f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from {frames.store.root}."
+    return page(
+        f"Study {frames.study}", question, list(_warnings(frames, int(states.get("done", 0)))), sections, footer
+    )
+
+
+def _warnings(frames: Frames, done: int) -> Iterator[str]:
+    total = len(frames.experiments)
+    if done < total:
+        counts = frames.experiments["state"].value_counts()
+        parts = ", ".join(f"{n} {state}" for state, n in counts.items() if state != "done")
+        yield f"{total - done} of {total} experiments are not finished ({parts}): what stands below leaves them out."
+    if frames.damaged:
+        yield f"Stages that do not match their checksums and are left out: {len(frames.damaged)}."
+    seeds = frames.experiments.groupby("method", observed=True)["seed"].nunique()
+    if len(seeds) and (warning := statistics.warning(int(seeds.min()))):
+        yield warning
+    if len(_versions(frames, "code")) > 1:
+        yield "The stages were computed by more than one version of the code: see Provenance."
+
+
+def _sections(found: Table, baseline: str) -> Iterator[Section]:
+    frames = found.frames
+    yield Section("Scores", sheets=[tables.scores(found)], pictures=_pictures(frames, "tasks"))
+    yield Section(f"Differences from {baseline}", sheets=[differences(found, baseline)])
+    yield Section("Iterations", sheets=[tables.iterations(found)], pictures=_pictures(frames, "iterations"))
+    if len([size for size in found.sizes if size == size]) > 1:
+        curves, sheets = efficiency.curves(found), [tables.sizes(found)]
+        if curves.curve(baseline):
+            sheets += [efficiency.claims(curves, baseline), efficiency.savings(curves, baseline)]
+        yield Section("Data efficiency", sheets=sheets, pictures=_pictures(frames, "efficiency"))
+    yield Section("Training", pictures=_pictures(frames, "alpha", "ratios"))
+    yield Section("Cost", sheets=[tables.cost(found)], pictures=_pictures(frames, "cost"))
+    yield Section("Completeness", sheets=[tables.completeness(found)])
+    yield Section("Provenance", sheets=[_provenance(frames), *_revisions(frames)])
+    yield Section("How to get every number again", text=_TEXT, commands=_commands(frames, baseline))
+
+
+_TEXT = (
+    "The first command computes what is missing and nothing that is there; the others make the tables and figures of "
+    "this page from the store alone.",
+)
+
+
+def _pictures(frames: Frames, *names: str) -> list[Picture]:
+    drawn = {name: FIGURES[name](frames) for name in names}
+    return [Picture(name, style.svg(figure), _CAPTIONS[name]) for name, figure in drawn.items() if figure is not None]
+
+
+def _versions(frames: Frames, key: str) -> dict[str, int]:
+    """The distinct values of one part of the provenance, with the number of stages that have each."""
+    counts: dict[str, int] = {}
+    for text, number in frames.stages["provenance"].value_counts().items():
+        said = json.loads(str(text)).get(key)
+        if said is not None:
+            value = json.dumps(said, sort_keys=True)
+            counts[value] = counts.get(value, 0) + int(number)
+    return counts
+
+
+def _provenance(frames: Frames) -> Sheet:
+    shown: dict[str, Callable[[Any], str]] = {
+        "code": lambda code: (
+            f"commit {code.get('commit')}" + (f" with changes ({code['diff']})" if code.get("diff") else "")
+        ),
+        "packages": lambda packages: ", ".join(f"{name} {version}" for name, version in packages.items()),
+        "python": str,
+        "device": str,
+        "platform": str,
+        "host": str,
+        "harness": lambda harness: (
+            f"lm-eval {harness.get('lm_eval')}: "
+            + ", ".join(
+                f"{task} version {about['version']}, {about['documents']} documents"
+                for task, about in harness.get("tasks", {}).items()
+            )
+        ),
+    }
+    rows = [
+        [Cell(key, kind="head"), Cell(text(json.loads(value))), Cell(str(number), number)]
+        for key, text in shown.items()
+        for value, number in _versions(frames, key).items()
+    ]
+    return Sheet("What computed it", ["what", "value", "stages"], rows)
+
+
+def _revisions(frames: Frames) -> list[Sheet]:
+    known = frames.stages[frames.stages["revision"] != ""]
+    rows = [
+        [Cell(stage, kind="head"), Cell(revision)]
+        for stage, revision in zip(known["stage"], known["revision"], strict=True)
+    ]
+    return [Sheet("Models and data", ["stage", "commit, or digest of its content"], rows)] if rows else []
+
+
+def _commands(frames: Frames, baseline: str) -> list[str]:
+    record = Records(frames.store).study(frames.study) or {}
+    words = [f"study={frames.study}", f"store={frames.store.root}"]
+    commands = []
+    if record.get("launch"):
+        launch = Records(frames.store).folder(record["launch"]).launch()
+        commands.append(shlex.join(["python", "-m", "sweeps", *launch.command[1:]]))
+    for command in (
+        ["table"],
+        *(["table", f"by={by}"] for by in list(tables.SHEETS)[1:]),
+        ["differences", f"baseline={baseline}"],
+        ["efficiency", f"baseline={baseline}"],
+        ["figures"],
+    ):
+        commands.append(shlex.join(["python", "-m", "analysis", command[0], *words, *command[1:]]))
+    return commands
