@@ -6,38 +6,88 @@ from pathlib import Path
 
 import pytest
 
+from analysis.__main__ import main as analysis_main
 from iris import compose
+from iris.config import Config
+from sweeps.arguments import parse
+from sweeps.experiments import Composer
+from sweeps.launchers import load_launcher
+from sweeps.search_file import load_search
+from sweeps.study import points
+from sweeps.study_file import load_study
+from tests.analysis import stores
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGURATIONS = sorted((ROOT / "conf").glob("*/*.yaml"))
-COMMAND = re.compile(r"^[\s$#`]*(?:[A-Z_]+=\S+ )*python -m iris\.run(?P<arguments>[^`\n]*?)(?:  +#?.*)?$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^[\s$#`]*(?:[A-Z_]+=\S+ )*python -m (?P<program>iris\.run|sweeps|analysis)(?P<arguments>[^`\n]*?)(?:  +#?.*)?$",
+    re.MULTILINE,
+)
 PLACEHOLDERS = {"FILE_OR_FOLDER": "some/file.jsonl", "FOLDER_OR_NAME": "some/folder", "OWNER/NAME": "owner/name"}
+PLACEHOLDERS |= {"my_cluster.yaml": "slurm", "COMMIT": "0" * 40}
 
 
-def commands(path: Path) -> list[str]:
-    return [m["arguments"].strip() for m in COMMAND.finditer(path.read_text())]
+def commands(path: Path) -> list[tuple[str, str]]:
+    """(program, arguments) of each command in a document."""
+    return [(m["program"], m["arguments"].strip()) for m in COMMAND.finditer(path.read_text())]
 
 
-def check(arguments: str) -> None:
+def check(program: str, arguments: str) -> None:
     for placeholder, value in PLACEHOLDERS.items():
         arguments = arguments.replace(placeholder, value)
     words = shlex.split(arguments)
+    if program == "analysis":
+        return  # run, below
+    if program == "sweeps":
+        check_sweep(*words)
+        return
     if any(word.startswith("--") for word in words):
         words = [word.split(",")[0] for word in words if "=" in word]
     if words:
         compose.load(words)
 
 
+def check_sweep(command: str, *words: str) -> None:
+    flags = {"--watch": "", "--retry": "", "--report": "", "--why": "KEY"}
+    settings = ("study", "search", "launcher", "workers", "budget_gpu_hours", "store")
+    given = parse(words, settings=settings, flags=flags, names=True)
+    assert command in ("plan", "launch", "status", "logs", "cancel", "retry", "rm", "search")
+    if "launcher" in given.settings:
+        load_launcher(given.settings["launcher"], given.under("launcher"))
+    if "search" in given.settings:
+        load_search(given.settings["search"], given.overrides)
+    if "study" in given.settings:
+        first, *_ = points(load_study(given.settings["study"], given.overrides))
+        Composer().config(first.overrides)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_in_documents_compose(path: Path) -> None:
-    for arguments in commands(path):
-        check(arguments)
+    for program, arguments in commands(path):
+        check(program, arguments)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_analysis_in_documents_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a small study that is called as theirs is and lies where they look for it."""
+    found = [shlex.split(arguments) for program, arguments in commands(path) if program == "analysis"]
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if "import analysis" in b]
+    if found or blocks:
+        monkeypatch.chdir(tmp_path)
+        stores.make(tmp_path / Config.store).record("embedded")
+    for words in found:
+        assert analysis_main(words) == 0, capsys.readouterr().err
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), {})
 
 
 def test_the_documents_have_commands() -> None:
     assert len(commands(ROOT / "README.md")) >= 3
     assert len(commands(ROOT / "docs" / "guide.md")) >= 2
+    assert len([1 for program, _ in commands(ROOT / "docs" / "analysis.md") if program == "analysis"]) >= 9
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -45,7 +95,7 @@ def test_every_configuration_begins_with_its_command(path: Path) -> None:
     first = path.read_text().removeprefix("# @package _global_\n").splitlines()[0]
     found = COMMAND.match(first)
     assert found, first
-    check(found["arguments"])
+    check(found["program"], found["arguments"])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
