@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from iris.errors import UserError
+from sweeps.records import Records
 
 _SECONDS = 60  # a client without a controller gives up after MessageTimeout, 10 s by default; a busy one may take long
 _BATCH = 500  # job ids in one command line
@@ -50,6 +51,14 @@ def scancel(ids: Sequence[str]) -> None:
     """Cancel jobs; those that have ended meanwhile are none of its business."""
     for part in _batches(ids):
         call("scancel", "--quiet", *part)
+
+
+def cancel_strays(records: Records) -> None:
+    """Cancel what a launcher that was killed had handed to Slurm but not written down."""
+    launches = {folder.id: folder for folder in records.launches()}
+    queued = [job for job in squeue().values() if job.comment in launches]
+    known = {job.slurm for name in {job.comment for job in queued} for job in launches[name].jobs()}
+    scancel([job.id for job in queued if job.id not in known])
 
 
 def configuration() -> dict[str, str]:

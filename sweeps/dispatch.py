@@ -54,13 +54,15 @@ def submit(batch: Batch, launcher: Launcher) -> None:
     if isinstance(launcher, Slurm):
         _to_slurm(batch, launcher)
         return
-    gpus = _gpus(batch, launcher) if isinstance(launcher, Local) else []
-    batch.folder.add_jobs(batch.record(n) for n in range(len(batch.jobs)))
+    records = [batch.record(n) for n in range(len(batch.jobs))]
     if isinstance(launcher, Local):
         from sweeps import local
 
+        gpus = _gpus(batch, launcher)
         schedule = local.Schedule(_tasks(batch, bool(gpus)), launcher.workers, gpus)
-        local.start(batch.folder, schedule, Path(batch.folder.launch().code))
+        local.start(batch.folder, records, schedule, Path(batch.folder.launch().code))
+    else:
+        batch.folder.add_jobs(records)
 
 
 def run(batch: Batch) -> int:

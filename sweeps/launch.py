@@ -71,7 +71,7 @@ def launch(request: Request, launcher: Launcher, store: Store) -> Report:
             plan = make_plan(chosen, store, request.plan.study)
             standings = Standings(records, store)
             if isinstance(launcher, Slurm):
-                _cancel_strays(records)
+                clients.cancel_strays(records)
             found = reconcile(plan, standings, retry=request.retry, can_await=lambda job: _can_await(launcher, job))
             report = Report(len(plan.cached), found, make_jobs(plan, launcher, found.submit))
             if report.jobs:
@@ -106,14 +106,6 @@ def _alone(records: Records) -> Iterator[None]:
 
 def _can_await(launcher: Launcher, job: JobRecord) -> bool:
     return job.slurm is not None or not isinstance(launcher, Slurm)
-
-
-def _cancel_strays(records: Records) -> None:
-    """Cancel what a launcher that was killed had handed to Slurm but not written down: it cannot run."""
-    launches = {folder.id: folder for folder in records.launches()}
-    queued = [job for job in clients.squeue().values() if job.comment in launches]
-    known = {job.slurm for name in {job.comment for job in queued} for job in launches[name].jobs()}
-    clients.scancel([job.id for job in queued if job.id not in known])
 
 
 def _check(jobs: Sequence[Job], launcher: Launcher) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -25,7 +25,7 @@ from iris.progress import Progress
 from iris.store import Store
 from sweeps import snapshot
 from sweeps.board import DROPPED, READY, Board, Task
-from sweeps.records import CANCELLED, DONE, FAILED, INTERRUPTED, Folder
+from sweeps.records import CANCELLED, DONE, FAILED, INTERRUPTED, Folder, JobRecord
 from sweeps.worker import Work, log_to_stderr
 
 _START_SECONDS = 30.0
@@ -76,9 +76,15 @@ def _run_here(folder: Folder, work: Work, progress: Progress) -> None:
 # --- in the background
 
 
-def start(folder: Folder, schedule: Schedule, code: Path) -> None:
-    """Start the scheduler of a launch as a process that nothing here holds on to."""
+def start(folder: Folder, jobs: Iterable[JobRecord], schedule: Schedule, code: Path) -> None:
+    """Write down the jobs of a launch and start their scheduler, as a process that nothing here holds on to."""
     (folder.path / "schedule.pkl").write_bytes(pickle.dumps(schedule))
+    with folder.lock("launcher").acquire():  # until the scheduler holds its own
+        folder.add_jobs(jobs)
+        _start(folder, code)
+
+
+def _start(folder: Folder, code: Path) -> None:
     environment = os.environ | snapshot.environment(code, os.environ.get("PYTHONPATH"))
     with (folder.logs / "scheduler.log").open("ab") as log:
         process = subprocess.Popen(

@@ -117,21 +117,21 @@ class Overview:
 
     def live_jobs(self) -> list[Submitted]:
         """Every job of the store that waits or runs, whatever it is for."""
-        jobs = [(folder, job) for folder in self.records.launches() for job in self.standings.jobs(folder)]
+        jobs = [(folder, job) for folder in self.standings.launches for job in self.standings.jobs(folder)]
         open_jobs = [(f, j) for f, j in jobs if not self.stored.issuperset(j.stages)]
         return [found for found in (self._look(f, j) for f, j in open_jobs) if found.standing.state in LIVE]
 
     def workers(self, study: str) -> list[Submitted]:
         """The workers of a search that wait or run; none for any other study."""
         if study not in self._workers:
-            own = [folder for folder in self.records.launches() if folder.launch().study == study]
+            own = [folder for folder in self.standings.launches if folder.launch().study == study]
             jobs = [(f, j) for f in own for j in self.standings.jobs(f) if j.kind == SEARCH]
             self._workers[study] = [w for w in (self._look(f, j) for f, j in jobs) if w.standing.state in LIVE]
         return self._workers[study]
 
     def is_search(self, study: str) -> bool:
         """Whether the study's experiments are trials, which workers take up."""
-        launches = (folder for folder in self.records.launches() if folder.launch().study == study)
+        launches = (folder for folder in self.standings.launches if folder.launch().study == study)
         return any(job.kind == SEARCH for folder in launches for job in self.standings.jobs(folder))
 
     def holders(self, stage: str) -> list[tuple[Folder, JobRecord]]:
@@ -176,7 +176,7 @@ class Overview:
     @cached_property
     def _holders(self) -> dict[str, list[tuple[Folder, JobRecord]]]:
         holders: dict[str, list[tuple[Folder, JobRecord]]] = {}
-        for folder in reversed(self.records.launches()):
+        for folder in reversed(self.standings.launches):
             for job in self.standings.jobs(folder):
                 for stage in job.stages:
                     holders.setdefault(stage, []).append((folder, job))
@@ -194,8 +194,6 @@ class Overview:
 
     def _standing(self, folder: Folder, job: JobRecord) -> Standing:
         standing = self.standings.of(folder, job)
-        if standing.state in (FAILED, CANCELLED) and not _ended(standing):  # perhaps only after the look at its state
-            standing = self.standings.of(folder, job)
         if self.silence and job.slurm and not _ended(standing):
             return Standing(UNKNOWN, last=standing.last or folder.state(job.job))
         return Standing(BLOCKED, _NEVER_BEGAN) if standing.state == BLOCKED else standing

@@ -52,7 +52,7 @@ def orphans(study: str, standings: Standings) -> list[tuple[Folder, JobRecord]]:
     for name in records.studies():
         needed.update(stage for point in (records.study(name) or {})["points"] for stage in point["stages"])
     found = []
-    for folder in records.launches():
+    for folder in standings.launches:
         if folder.launch().study == study:
             found += [(folder, job) for job in standings.jobs(folder) if needed.isdisjoint(job.stages)]
     return [(folder, job) for folder, job in found if standings.of(folder, job).live]
@@ -75,7 +75,7 @@ def _standing(
 def _jobs_by_stage(standings: Standings, wanted: Iterable[str]) -> dict[str, list[tuple[Folder, JobRecord]]]:
     """The jobs that hold each stage, the newest first."""
     jobs: dict[str, list[tuple[Folder, JobRecord]]] = {name: [] for name in wanted}
-    for folder in reversed(standings.records.launches()):
+    for folder in reversed(standings.launches):
         for job in standings.jobs(folder):
             for stage in job.stages:
                 if stage in jobs:

@@ -11,6 +11,7 @@
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from iris.store import Store
 
@@ -143,18 +144,19 @@ class Folder:
         self.write_state(job, dataclasses.replace(before, state=state, error=error, time=time.time()))
 
     def lock(self, name: str) -> FileLock:
-        """Held (flock) by the local process that is `name`: a job's number, or "scheduler". Its death frees it."""
+        """Held by the local process that is `name`: a job's number, "scheduler" or "launcher". Its death frees it."""
         return FileLock(self.path / "state" / f"{name}.lock", thread_local=False)
 
     def held(self, name: str) -> bool:
-        """Whether some living process holds that lock."""
-        if not (self.path / "state" / f"{name}.lock").exists():
-            return False
+        """Whether some living process holds that lock, not counting others who only look."""
         try:
-            with self.lock(name).acquire(timeout=0):
-                return False
-        except Timeout:
+            with (self.path / "state" / f"{name}.lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
             return True
+        return False
 
 
 class Records:

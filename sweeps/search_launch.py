@@ -106,7 +106,7 @@ def _hire(begun: Begun, workers: Workers) -> Crew | None:
     """Write down the workers that are missing and hand them over, unless they are to run in this process."""
     store, records, launcher = begun.store, Records(begun.store), workers.launcher
     if isinstance(launcher, Slurm):
-        clients.squeue()  # it is there, and answers
+        clients.cancel_strays(records)
     wanted = min(workers.count, begun.left()) - _living(records, store, search_records.study_name(begun.search))
     if wanted <= 0:
         return None
@@ -126,7 +126,7 @@ def _hire(begun: Begun, workers: Workers) -> Crew | None:
 def _living(records: Records, store: Store, study: str) -> int:
     """The workers of a search that wait or run."""
     standings, count = Standings(records, store), 0
-    for folder in records.launches():
+    for folder in standings.launches:
         launch = folder.launch()
         if launch.study == study:
             live = sum(standings.of(folder, job).live for job in standings.jobs(folder) if job.kind == "search")
@@ -161,9 +161,9 @@ def _gpus(launcher: Local, wanted: int) -> list[str]:
 
 def _in_background(crew: Crew, launcher: Local, gpus: Sequence[str]) -> None:
     each, count = launcher.of("train").gpus if gpus else 0, crew.wanted * (1 + _SPARES)
-    crew.folder.add_jobs(crew.records(count))
     tasks = [Task(crew.worker(n), (), {}, each) for n in range(count)]
-    local.start(crew.folder, local.Schedule(tasks, crew.wanted, gpus), Path(crew.folder.launch().code))
+    schedule = local.Schedule(tasks, crew.wanted, gpus)
+    local.start(crew.folder, crew.records(count), schedule, Path(crew.folder.launch().code))
 
 
 def _to_slurm(crew: Crew, launcher: Slurm) -> None:

@@ -59,11 +59,20 @@ class Standings:
         self._endings = endings or Endings()
         self._jobs: dict[str, dict[int, JobRecord]] = {}
         self._schedulers: dict[str, bool] = {}
+        self._asked = 0.0  # unix seconds at which squeue was
+
+    @cached_property
+    def launches(self) -> list[Folder]:
+        """The launches there were at that moment, the oldest first."""
+        return self.records.launches()
 
     @cached_property
     def queue(self) -> Mapping[str, Queued]:
         """What squeue says of the jobs of all who have launched on this store."""
-        return self._squeue({folder.launch().user for folder in self.records.launches()})
+        # Their jobs are read first: one that is submitted after the question is not in the answer.
+        users = {folder.launch().user for folder in self.launches if self.jobs(folder)}
+        self._asked = time.time()
+        return self._squeue(users)
 
     def jobs(self, folder: Folder) -> list[JobRecord]:
         """A launch's jobs, read once."""
@@ -80,32 +89,29 @@ class Standings:
 
     def of(self, folder: Folder, job: JobRecord) -> Standing:
         """How one job stands."""
-        last = folder.state(job.job)
-        if job.slurm is None:
-            waiting, running = self._local(folder, job)
-        else:
-            said = last.state if last else ""
-            ended = said in ENDED  # its processes may be about to leave
-            queued = None if said in (DONE, CANCELLED) else self.queue.get(job.slurm)
-            waiting = queued is not None and queued.state in _WAITING  # even a failed one, requeued by hand
-            running = queued is not None and not waiting and not ended
-        if running:
+        last, place = folder.state(job.job), ""
+        if last is None or last.state not in (DONE, CANCELLED):
+            place = self._in_slurm(job.slurm) if job.slurm else self._here(folder, job.job)
+            before, last = last, folder.state(job.job)  # once more: what has left by now has said how it ended
+            if place == QUEUED and last and last.state == RUNNING:
+                begun = last.time > self._asked if job.slurm else before is None  # since that look
+                place = RUNNING if begun else QUEUED
+        ended = last is not None and last.state in ENDED
+        if place == RUNNING and not ended:  # its processes may be about to leave
             return _running(last)
-        if waiting:
+        if place == QUEUED and (job.slurm or not ended):  # even a failed one, requeued by hand
             reason = self.queue[job.slurm].reason if job.slurm else ""
             return Standing(PREEMPTED if last else QUEUED, reason=reason, last=last)
         return self._ended(folder, job, last)
 
-    def _local(self, folder: Folder, job: JobRecord) -> tuple[bool, bool]:
-        """Whether a job of this machine waits, and whether it runs."""
-        last = folder.state(job.job)
-        if last is not None and last.state in ENDED:
-            return False, False
-        if folder.held(str(job.job)):
-            return False, True
+    def _in_slurm(self, job: str) -> str:
+        queued = self.queue.get(job)
+        return "" if queued is None else QUEUED if queued.state in _WAITING else RUNNING
+
+    def _here(self, folder: Folder, job: int) -> str:
         if folder.id not in self._schedulers:
-            self._schedulers[folder.id] = folder.held("scheduler")
-        return self._schedulers[folder.id], False
+            self._schedulers[folder.id] = folder.held("launcher") or folder.held("scheduler")
+        return RUNNING if folder.held(str(job)) else QUEUED if self._schedulers[folder.id] else ""
 
     def _ended(self, folder: Folder, job: JobRecord, last: State | None) -> Standing:
         if last is not None and last.state in ENDED:

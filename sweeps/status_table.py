@@ -23,6 +23,7 @@ _STYLES = {
 _PLAIN = (DONE, PRUNED, QUEUED, PLANNED)  # what says little a line each
 _FEW = 40  # experiments that are shown one by one
 _IDLE = 600.0  # seconds without progress that are told
+_SILENT = 30.0  # seconds after which a word is old: it may be of a run that ended without one
 _WIDEST = 26  # characters of a detail that names make room for
 _NARROWEST = 24  # … and of a name
 
@@ -101,6 +102,10 @@ def progress(stage: str, job: Submitted, brief: bool = False) -> str:
     last = job.standing.last
     if last is None or last.stage != stage or not last.total:
         return "no progress yet"
+    if last.state != RUNNING:
+        return "starts again"  # what it said last is of the run before
+    if time.time() - last.time > _SILENT:
+        return f"silent for {duration(time.time() - last.time)}"
     parts = [f"{100 * last.done / last.total:.0f} %" if brief else f"{last.done:g}/{last.total:g} {last.unit}"]
     if last.advanced and time.time() - last.advanced > _IDLE:
         parts.append(f"nothing new for {duration(time.time() - last.advanced)}")

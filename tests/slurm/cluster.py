@@ -14,7 +14,7 @@ from typing import Self
 from . import configuration
 from .commands import Commands
 from .configuration import Settings
-from .daemon import Daemon, wait_for
+from .daemon import Daemon, called, wait_for
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 DATABASE = ("slurmdbd", "mariadbd", "mariadb")
@@ -118,9 +118,21 @@ class Cluster(Commands):
         """Start the slurmd of a node that was killed."""
         self.nodes[i - 1].start()
 
+    def empty(self, i: int) -> None:
+        """Wait until no job is left on a node, such as one that is down."""
+        processes = self.nodes[i - 1].processes
+        wait_for(lambda: "slurmstepd" not in map(called, processes()), "the jobs to leave the node")
+
     def kill_controller(self) -> None:
         """SIGKILL slurmctld; clients then fail after some 4 s."""
         self.controller.crash()
+
+    def rewind_controller(self, state: Path) -> None:
+        """It dies, and comes back with what a copy of its state knows."""
+        self.kill_controller()
+        shutil.rmtree(self.folder / "state")
+        shutil.copytree(state, self.folder / "state")
+        self.start_controller()
 
     def start_controller(self) -> None:
         """Start slurmctld from its saved state and wait until it answers."""

@@ -32,7 +32,7 @@ class Commands:
         self.environment = kept | self.variables
         self._last = 0  # of the jobs that are forgotten
 
-    def run(self, *command: str, seconds: float = 30, text: str = "") -> str:
+    def run(self, *command: str, seconds: float = 120, text: str = "") -> str:
         """The output of a client command that reads `text`; CalledProcessError, with what it said, when it fails."""
         done = subprocess.run(
             command, env=self.environment, input=text, timeout=seconds, capture_output=True, text=True
@@ -55,7 +55,7 @@ class Commands:
         return file.read_text() if file.exists() else ""
 
     def jobs(self) -> dict[str, Job]:
-        """What squeue says, by id: jobs that wait, run, or ended up to 300 s ago; each array task apart."""
+        """What squeue says, by id: jobs that wait, run, or ended up to an hour ago; each array task apart."""
         lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%P|%j").splitlines()
         return {job.id: job for job in (Job(*line.split("|", 5)) for line in lines) if _number(job) > self._last}
 
@@ -63,20 +63,30 @@ class Commands:
         """Let `jobs` leave out all there have been so far, for the next user of the cluster."""
         self._last = max(map(_number, self.jobs().values()), default=self._last)
 
-    def wait(self, job: str, *states: str, seconds: float = 60) -> Job:
+    def wait(self, job: str, *states: str, seconds: float = 300) -> Job:
         """The job once its state is one of `states`; TimeoutError after `seconds`."""
         wait_for(lambda: self.jobs()[job].state in states, f"job {job}: {' or '.join(states)}", seconds)
         return self.jobs()[job]
 
     def start_now(self, job: str) -> None:
-        """Spare a requeued job the 5 s or so that it waits."""
+        """Spare a requeued job the two minutes that it waits."""
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def again(self, job: str) -> None:
+        """Wait until a job is requeued, and start it then."""
+        self.wait(job, "PENDING")
+        self.start_now(job)
 
     def cancel_all(self) -> None:
         """Cancel every job and wait until the nodes are free of them."""
-        for selection in (["--state=PENDING"], []):  # first what would start in the place of the others
-            self.run("scancel", f"--user={os.getuid()}", *selection)
-        wait_for(lambda: not self.run("squeue", "-h"), "the cancelled jobs to leave")
+
+        def gone() -> bool:
+            # First what would start in the place of the others; then no time for a checkpoint.
+            for selection in (["--state=PENDING"], ["--signal=KILL", "--full"], []):
+                self.run("scancel", "--quiet", f"--user={os.getuid()}", *selection)
+            return not self.run("squeue", "-h")
+
+        wait_for(gone, "the cancelled jobs to leave")
 
     def states(self) -> list[str]:
         """What sinfo says of each node in turn: idle, mix, alloc, drain, drng, down, down*, unk …"""
@@ -90,6 +100,11 @@ class Commands:
     def down(self, i: int) -> None:
         """The node counts as dead from now on: its jobs end as NODE_FAIL and are requeued at once."""
         self._update(i, "State=DOWN", "Reason=test")
+
+    def at(self, job: str) -> int:
+        """The node that a job runs on, 0 if it has none."""
+        found = self.jobs().get(job)
+        return int(found.node[4:]) if found and found.node else 0
 
     def resume(self, i: int) -> None:
         """End `drain` or `down`."""

@@ -15,8 +15,8 @@ SlurmctldPort={controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A requeued job waits for its old credential to expire; 5 s is the least that Slurm accepts.
-AuthInfo=socket={folder}/munge.sock,cred_expire=5
+# A requeued job waits for its old credential to expire: long enough to look at it; `start_now` ends the wait.
+AuthInfo=socket={folder}/munge.sock,cred_expire=120
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -40,13 +40,14 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 MaxArraySize={max_array}
 MaxJobCount=20000
+MinJobAge=3600
 ReturnToService=1
 SlurmctldTimeout=10
-SlurmdTimeout=10
-KillWait=3
-BatchStartTimeout=10
-MessageTimeout=5
-TCPTimeout=2
+# The machine may be busy: nothing is lost, or killed without a checkpoint, for being slow.
+SlurmdTimeout=60
+KillWait=30
+BatchStartTimeout=60
+MessageTimeout=20
 CompleteWait=0
 JobRequeue=1
 {accounting}

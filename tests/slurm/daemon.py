@@ -11,7 +11,7 @@ from pathlib import Path
 from . import keeper
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
     """Return when `condition()` holds; TimeoutError naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -26,6 +26,14 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def called(process: int) -> str:
+    """What a process is called, nothing if it has gone."""
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 class Daemon:

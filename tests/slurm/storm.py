@@ -29,9 +29,9 @@ from .cluster import Cluster
 from .daemon import alive, wait_for
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("MessageTimeout=2", "SlurmdTimeout=5")  # of the cluster: a lost node is noticed soon
-_LYING = 90.0  # seconds after which Slurm has noticed a death, and the next run has said that it runs
-_PATIENCE = 240.0  # seconds without any news after which something hangs
+QUICK = ("MessageTimeout=5", "SlurmdTimeout=15")  # of the cluster: a lost node is noticed soon
+_LYING = 300.0  # seconds after which Slurm has noticed a death, and the next run has said that it runs
+_PATIENCE = 600.0  # seconds without any news after which something hangs
 _DONE = re.compile(r"INFO iris: done (\S+ \S+) in")
 
 Found = tuple[Folder, JobRecord, Standing]
@@ -88,7 +88,7 @@ class Storm:
     def launch(self, *flags: str) -> subprocess.CompletedProcess[str]:
         """The command, to its end."""
         process = self.launching(*flags)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def launching(self, *flags: str) -> subprocess.Popen[str]:
@@ -176,13 +176,8 @@ class Storm:
         """One that runs a job."""
         node = 0
         while not node:
-            node = self.at(self.some()[0])
+            node = self.cluster.at(str(self.some()[0].slurm))
         return node
-
-    def at(self, job: JobRecord) -> int:
-        """The node of a job, 0 if it has none."""
-        found = self.cluster.jobs().get(str(job.slurm))
-        return int(found.node[4:]) if found and found.node else 0
 
     # --- faults
 
@@ -212,11 +207,8 @@ class Storm:
     def take_a_node_down(self) -> None:
         """Until its jobs have left: one that starts again earlier would be there twice, and Slurm holds such a job."""
         node = self.node()
-        processes = self.cluster.nodes[node - 1].processes
         self.cluster.down(node)
-        wait_for(
-            lambda: not any(name(process) == "slurmstepd" for process in processes()), "the jobs to leave the node"
-        )
+        self.cluster.empty(node)
         self.cluster.resume(node)
 
     def drain_a_node(self) -> None:
@@ -254,7 +246,7 @@ class Storm:
     def launch_twice_at_once(self) -> None:
         self.kill_a_task()
         both = [self.launching("--retry") for _ in range(2)]
-        said = [process.communicate(timeout=120) for process in both]
+        said = [process.communicate(timeout=600) for process in both]
         assert [process.returncode for process in both] == [0, 0], said
 
     # --- what must hold in the end
@@ -263,14 +255,6 @@ class Storm:
         """How often each stage was completed, by the logs of all jobs."""
         logs = (path for f in self.records.launches() for path in f.logs.glob("*_log.err"))
         return Counter(name for path in logs for name in _DONE.findall(path.read_text(errors="replace")))
-
-
-def name(process: int) -> str:
-    """What a process is called, nothing if it has gone."""
-    try:
-        return Path(f"/proc/{process}/comm").read_text().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def main() -> None:

@@ -9,15 +9,16 @@ import pytest
 
 from .cluster import Cluster
 from .daemon import alive, wait_for
+from .storm import QUICK
 
 StartCluster = Callable[..., Cluster]
 OWNER = """\
 import pathlib, sys, time
 from tests.slurm.cluster import Cluster
+from tests.slurm.daemon import wait_for
 cluster = Cluster.start(pathlib.Path(sys.argv[1]), nodes=1, accounting=False)
-job = cluster.submit("setsid nohup sleep 600 & sleep 600")
-cluster.wait(job, "RUNNING")
-time.sleep(0.5)
+job = cluster.submit("setsid nohup sleep 600 & echo started; sleep 600")
+wait_for(lambda: cluster.output(job), "both of its processes")
 print(*cluster.processes(), flush=True)
 time.sleep(600)
 """
@@ -32,9 +33,9 @@ def test_a_job_runs_and_is_accounted_for(cluster: Cluster) -> None:
 
 
 def test_jobs_of_a_node_get_different_gpus(cluster: Cluster) -> None:
-    jobs = [cluster.submit("echo $CUDA_VISIBLE_DEVICES; sleep 2", "--gres=gpu:1", "--nodelist=node2") for _ in "ab"]
-    for job in jobs:
-        cluster.wait(job, "COMPLETED")
+    script = "echo $CUDA_VISIBLE_DEVICES; sleep 600"
+    jobs = [cluster.submit(script, "--gres=gpu:1", "--nodelist=node2") for _ in "ab"]
+    wait_for(lambda: all(map(cluster.output, jobs)), "both to run")
     assert sorted(map(cluster.output, jobs)) == ["0\n", "1\n"]
 
 
@@ -51,6 +52,7 @@ def test_requeue(cluster: Cluster) -> None:
     job = cluster.submit("echo restarts: ${SLURM_RESTART_COUNT-none}; sleep 600", "--open-mode=append")
     wait_for(lambda: "restarts: none\n" in cluster.output(job), "the first run")
     cluster.run("scontrol", "requeue", job)
+    cluster.again(job)
     wait_for(lambda: "restarts: 1\n" in cluster.output(job), "the second run")
 
 
@@ -59,18 +61,18 @@ def test_the_high_partition_preempts(cluster: Cluster) -> None:
     cluster.wait(low, "RUNNING")
     high = cluster.submit("sleep 1", "--gres=gpu:2", "--nodelist=node1", "--partition=high")
     cluster.wait(high, "COMPLETED")
-    assert cluster.jobs()[low].state == "PENDING"
-    cluster.start_now(low)
+    cluster.again(low)
     cluster.wait(low, "RUNNING")
 
 
 def test_preemption_with_a_grace_time_sends_the_signal(start_cluster: StartCluster) -> None:
-    cluster = start_cluster(nodes=1, accounting=False, grace=30)
-    low = cluster.submit("trap 'echo signalled; exit' USR2; sleep 600 & wait", "--exclusive", "--signal=B:USR2@60")
-    cluster.wait(low, "RUNNING")
+    cluster = start_cluster(nodes=1, accounting=False, grace=600)
+    trap = "trap 'echo signalled; exit' USR2; echo ready; sleep 600 & wait"
+    low = cluster.submit(trap, "--exclusive", "--signal=B:USR2@60")
+    wait_for(lambda: cluster.output(low) == "ready\n", "the trap")
     high = cluster.submit(":", "--exclusive", "--partition=high")
-    cluster.wait(high, "COMPLETED", seconds=20)
-    assert cluster.output(low).startswith("signalled\n")
+    cluster.wait(high, "COMPLETED")
+    assert cluster.output(low).startswith("ready\nsignalled\n")
 
 
 def test_a_drained_node_takes_no_job(cluster: Cluster) -> None:
@@ -87,15 +89,14 @@ def starts(cluster: Cluster, job: str) -> int:
 
 
 def test_nodes_die(start_cluster: StartCluster) -> None:
-    cluster = start_cluster(nodes=3, accounting=False, extra=("MessageTimeout=2", "SlurmdTimeout=5"))
-    crashed, downed, going_on = (
-        cluster.submit("echo start; sleep 600", "--exclusive", "--open-mode=append") for _ in "abc"
-    )
-    for job in (crashed, downed, going_on):
-        cluster.wait(job, "RUNNING")
-    at = {job: int(cluster.jobs()[job].node[4:]) for job in (crashed, downed, going_on)}
+    cluster = start_cluster(nodes=3, accounting=False, extra=QUICK)
+    jobs = [cluster.submit("echo start; sleep 600", "--exclusive", "--open-mode=append") for _ in "abc"]
+    wait_for(lambda: [starts(cluster, job) for job in jobs] == [1, 1, 1], "the first runs")
+    at = {job: cluster.at(job) for job in jobs}
+    crashed, downed, going_on = jobs
     cluster.down(at[downed])
-    assert cluster.jobs()[downed].state in ("COMPLETING", "PENDING")
+    cluster.wait(downed, "PENDING")
+    cluster.empty(at[downed])
     cluster.resume(at[downed])
     cluster.kill_node(at[going_on], crash=False)
     cluster.start_node(at[going_on])
@@ -104,14 +105,15 @@ def test_nodes_die(start_cluster: StartCluster) -> None:
     cluster.wait(crashed, "PENDING")
     assert cluster.states()[at[crashed] - 1] == "down*"
     cluster.start_node(at[crashed])
-    cluster.start_now(crashed)
+    for job in (crashed, downed):
+        cluster.start_now(job)
     wait_for(lambda: [starts(cluster, job) for job in (crashed, downed)] == [2, 2], "the second runs")
     assert starts(cluster, going_on) == 1
     assert cluster.jobs()[going_on].state == "RUNNING"
 
 
 def test_a_new_controller_goes_on(start_cluster: StartCluster, tmp_path: Path) -> None:
-    cluster = start_cluster(nodes=1, accounting=False, extra=("MessageTimeout=2",))
+    cluster = start_cluster(nodes=1, accounting=False, extra=("MessageTimeout=5",))
     job = cluster.submit(f"until [ -e {tmp_path}/end ]; do sleep 0.1; done")
     cluster.wait(job, "RUNNING")
     cluster.save()
@@ -131,8 +133,8 @@ def test_without_accounting_sacct_fails(start_cluster: StartCluster) -> None:
 
 def test_nothing_outlives_stop(start_cluster: StartCluster) -> None:
     cluster = start_cluster(nodes=2)
-    job = cluster.submit("setsid nohup sleep 600 & sleep 600", "--nodes=2")
-    cluster.wait(job, "RUNNING")
+    job = cluster.submit("setsid nohup sleep 600 & echo started; sleep 600", "--nodes=2")
+    wait_for(lambda: cluster.output(job), "both of its processes")
     processes = cluster.processes()
     assert len(processes) > 6
     cluster.stop()
@@ -149,7 +151,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path_factory: pytest.TempPathFactor
         assert len(processes) > 4
         assert all(map(alive, processes))
         owner.kill()
-    wait_for(lambda: not any(map(alive, processes)), "the end of all", seconds=10)
+    wait_for(lambda: not any(map(alive, processes)), "the end of all")
 
 
 def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`status`: every state as it is, from files; what a terminal and a pipe show."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -151,6 +152,16 @@ def test_stalled_after_two_minutes_of_silence(hand: ByHand, capsys: pytest.Captu
     with held(folder, "scheduler", "0"):
         assert one(hand).state == "stalled"
         assert "silent for 5 min on node1" in shown(capsys, "study", hand.word)
+
+
+def test_progress_of_an_earlier_run_is_not_shown(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = hand.launch("study", [{"stages": SHARED}])
+    hand.study("study", {"a": SHARED}, folder)
+    with held(folder, "scheduler", "0"):
+        folder.write_state(0, dataclasses.replace(running("sft/s"), state="interrupted"))
+        assert "a  running  sft  starts again\n" in shown(capsys, "study", hand.word)
+        folder.write_state(0, running("sft/s", seconds_ago=40))
+        assert "a  running  sft  silent for 40 s\n" in shown(capsys, "study", hand.word)
 
 
 def test_alive_without_progress_is_told(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
