@@ -56,7 +56,7 @@ def test_a_plan_computes_nothing_and_imports_nothing_heavy(tmp_path: Path) -> No
         f"print([m for m in {HEAVY} if m in sys.modules]); sys.exit(status)"
     )
     words = ["plan", "study=embedded", "seeds=[0]", "method=iris,sft", f"store={tmp_path / 'store'}"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "study embedded: 6 experiments"
     assert done.stdout.splitlines()[-1] == "[]"

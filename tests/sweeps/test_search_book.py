@@ -278,7 +278,7 @@ def test_sixteen_workers_with_random_kills(tmp_path: Path) -> None:
     for n in range(16):
         start(n)
     while any(worker.is_alive() for worker in workers):
-        assert time.monotonic() - started < 240
+        assert time.monotonic() - started < 1500
         time.sleep(0.15)
         living = [worker for worker in workers if worker.is_alive()]
         if living and kills < 30:
