@@ -69,8 +69,11 @@ class Commands:
         return self.jobs()[job]
 
     def start_now(self, job: str) -> None:
-        """Spare a requeued job the two minutes that it waits."""
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        """Spare a requeued job the two minutes that it waits, but for two seconds.
+
+        A node still refuses the credential of a job that it has ended in this second, and the job would have failed.
+        """
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
     def again(self, job: str) -> None:
         """Wait until a job is requeued, and start it then."""
