@@ -9,7 +9,7 @@ from iris.plan import VERSIONS, Stage
 from iris.store import Store
 from sweeps.cost_model import Machine
 from sweeps.costs import Cost, Costs
-from sweeps.plan import Plan
+from sweeps.plan import Plan, sources
 
 Devices = Callable[[str], int]  # how many devices a stage of a kind runs on
 
@@ -90,10 +90,7 @@ def _longest(plan: Plan, cost: Mapping[str, Cost], devices: Devices) -> float:
     of_kind = {kind: devices(kind) for kind in VERSIONS}
     for name, stage in plan.stages.items():
         if name not in plan.cached:
-            latest = 0.0
-            for source in stage.inputs.values():
-                for before in source if isinstance(source, tuple) else (source,):
-                    latest = max(latest, ends.get(before, 0.0))
+            latest = max((ends.get(before, 0.0) for before in sources(stage)), default=0.0)
             ends[stage] = latest + cost[name].seconds / of_kind[stage.kind]
     return max(ends.values(), default=0.0)
 

@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from iris.config import Config
 from iris.plan import Stage
 from sweeps.launchers import Launcher, Resources
-from sweeps.plan import Plan, name_of
+from sweeps.plan import Plan, name_of, sources
 
 _MAIN = ("train", "sft", "evaluate", "generate", "score", "data", "base")  # what a job is called after
 
@@ -59,12 +59,12 @@ def _groups(plan: Plan, launcher: Launcher, stages: Iterable[Stage]) -> list[lis
     """
     depth: dict[str, int] = {}
     for name, stage in plan.stages.items():
-        depth[name] = max((depth[name_of(i)] + (i.kind == "train") for i in _direct(stage)), default=0)
+        depth[name] = max((depth[name_of(i)] + (i.kind == "train") for i in sources(stage)), default=0)
     segment: dict[str, int] = {}
     groups: dict[tuple[object, ...], list[Stage]] = {}
     for stage in stages:
         name, own = name_of(stage), launcher.of(stage.kind)
-        before = [i for i in _direct(stage) if name_of(i) in segment]
+        before = [i for i in sources(stage) if name_of(i) in segment]
         segment[name] = max((segment[name_of(i)] + (not own.same(launcher.of(i.kind))) for i in before), default=0)
         alone = name if stage.kind == "evaluate" else ""
         resources = next(kind for kind in _MAIN if launcher.of(kind).same(own))
@@ -72,14 +72,9 @@ def _groups(plan: Plan, launcher: Launcher, stages: Iterable[Stage]) -> list[lis
     return list(groups.values())
 
 
-def _direct(stage: Stage) -> list[Stage]:
-    """The stages it reads."""
-    return [s for x in stage.inputs.values() for s in (x if isinstance(x, tuple) else (x,))]
-
-
 def _inputs(group: Iterable[Stage]) -> list[str]:
     """What the stages of a job read, by name, the job's own included."""
-    return [name_of(i) for stage in group for i in _direct(stage)]
+    return [name_of(i) for stage in group for i in sources(stage)]
 
 
 def _reduced(needs: list[list[int]]) -> list[list[int]]:

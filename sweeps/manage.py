@@ -21,6 +21,7 @@ from itertools import groupby
 from iris.errors import UserError
 from iris.store import Store, storage_errors
 from sweeps import cancellation, logs, removal
+from sweeps.amounts import size
 from sweeps.arguments import Arguments, parse
 from sweeps.overview import Experiment, Overview
 from sweeps.records import FAILED, Records
@@ -137,16 +138,16 @@ def _rm(asked: Asked) -> int:
         if removal.find(*asked.look()).sizes.keys() != found.sizes.keys():
             raise UserError("The store has changed meanwhile, and nothing was removed. Run the same command again.")
         removal.remove(asked.store, found)
-    print(f"removed {_many(len(found.sizes), 'folder')}, {_bytes(found.total)}")
+    print(f"removed {_many(len(found.sizes), 'folder')}, {size(found.total)}")
     return 0
 
 
 def _list_folders(found: Removal) -> None:
     largest = sorted(found.sizes.items(), key=lambda item: -item[1])
-    for name, size in largest[:_SHOWN]:
-        print(f"{_bytes(size):>10}  {name}")
+    for name, count in largest[:_SHOWN]:
+        print(f"{size(count):>10}  {name}")
     if rest := largest[_SHOWN:]:
-        print(f"{_bytes(sum(size for _, size in rest)):>10}  in {len(rest)} more")
+        print(f"{size(sum(count for _, count in rest)):>10}  in {len(rest)} more")
 
 
 def _confirmed() -> bool:
@@ -161,11 +162,3 @@ def _list(names: Sequence[str]) -> str:
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

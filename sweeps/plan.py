@@ -43,3 +43,8 @@ def make_plan(experiments: Sequence[Planned], store: Store, study: str = "") -> 
 def name_of(stage: Stage) -> str:
     """`kind/key`, what a stage is called in a plan."""
     return f"{stage.kind}/{stage.key}"
+
+
+def sources(stage: Stage) -> list[Stage]:
+    """The stages that a stage reads."""
+    return [s for x in stage.inputs.values() for s in (x if isinstance(x, tuple) else (x,))]

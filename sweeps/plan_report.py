@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iris.store import Store
+from sweeps.amounts import duration, size
 from sweeps.cost_model import GPU
 from sweeps.estimate import Estimate, KindEstimate
 from sweeps.plan import Plan
@@ -100,23 +101,3 @@ def _measured(found: Estimate) -> str:
 
 def _modelled(found: Estimate) -> bool:
     return any(kind.missing and kind.kind not in found.measured for kind in found.kinds)
-
-
-def size(count: float) -> str:
-    """Bytes with a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def duration(seconds: float) -> str:
-    """Time with its two largest units."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes < 10 else f"{minutes} min"
-    hour, minutes = divmod(minutes, 60)
-    return f"{hour} h {minutes:02d} min" if hour < 48 else f"{hour // 24} d {hour % 24} h"

@@ -1,10 +1,9 @@
 """What of a plan is still to be submitted, given everything that was submitted on this store before."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from iris.plan import Stage
-from sweeps.plan import Plan, name_of
+from sweeps.plan import Plan, name_of, sources
 from sweeps.records import FAILED, Folder, JobRecord
 from sweeps.standing import Standing, Standings
 
@@ -31,14 +30,14 @@ def reconcile(
     missing = {name_of(stage): stage for stage in plan.missing}
     jobs = _jobs_by_stage(standings, missing)
     for name, stage in missing.items():
-        standing = _standing(name, jobs.get(name, []), standings, found)
+        standing, inputs = _standing(name, jobs.get(name, []), standings, found), [name_of(s) for s in sources(stage)]
         if name in found.live:
             continue
         if standing is not None and standing.state == FAILED and not retry:
             found.failed[name] = standing
-        elif any(i in found.failed or i in found.behind for i in _inputs(stage)):
+        elif any(i in found.failed or i in found.behind for i in inputs):
             found.behind.add(name)
-        elif any(i in found.elsewhere or (i in found.live and not can_await(found.live[i][1])) for i in _inputs(stage)):
+        elif any(i in found.elsewhere or (i in found.live and not can_await(found.live[i][1])) for i in inputs):
             found.elsewhere.add(name)
         else:
             found.submit.add(name)
@@ -81,8 +80,3 @@ def _jobs_by_stage(standings: Standings, wanted: Iterable[str]) -> dict[str, lis
                 if stage in jobs:
                     jobs[stage].append((folder, job))
     return jobs
-
-
-def _inputs(stage: Stage) -> Iterator[str]:
-    for inputs in stage.inputs.values():
-        yield from (name_of(s) for s in (inputs if isinstance(inputs, tuple) else (inputs,)))

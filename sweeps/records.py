@@ -148,15 +148,8 @@ class Folder:
         return FileLock(self.path / "state" / f"{name}.lock", thread_local=False)
 
     def held(self, name: str) -> bool:
-        """Whether some living process holds that lock, not counting others who only look."""
-        try:
-            with (self.path / "state" / f"{name}.lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        """Whether some living process holds that lock."""
+        return held(self.path / "state" / f"{name}.lock")
 
 
 class Records:
@@ -203,6 +196,18 @@ class Records:
         """Hold it to compare with what is queued and to submit: one launch at a time."""
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(self.root / "launch.lock", thread_local=False)
+
+
+def held(lock: Path) -> bool:
+    """Whether some living process holds a lock, not counting others who only look."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def new_id(study: str) -> str:

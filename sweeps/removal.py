@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from iris.errors import UserError
 from iris.store import MANIFEST, Store
 from sweeps.overview import Experiment, Overview, kind
+from sweeps.records import held
 
 _SHARDED = ("generate", "score")
 
@@ -71,16 +70,8 @@ def _check_idle(overview: Overview, chosen: Sequence[Experiment], own: set[str])
     for name in own:
         key = name.partition("/")[2]
         lock = overview.store.root / ".locks" / f"{key}.lock"
-        if lock.exists() and _held(lock):
+        if held(lock):
             raise UserError(f"{name} is being computed by another process. Wait for it, or stop it first.")
-
-
-def _held(lock: Path) -> bool:
-    try:
-        with FileLock(lock, thread_local=False).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _manifests(overview: Overview) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from iris.errors import UserError
-from sweeps import search_space
+from sweeps import records, search_space
 from sweeps.search_file import Search
 from sweeps.search_study import Exhaustive
 
@@ -280,13 +280,7 @@ class _Held:
 def held(folder: Path, number: int) -> bool:
     """Whether a living worker has a trial."""
     lock = folder / "trials" / f"{number}.lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, thread_local=False).acquire(timeout=0):
-            return _elsewhere(lock.with_suffix(".json"))
-    except Timeout:
-        return True
+    return records.held(lock) or (lock.exists() and _elsewhere(lock.with_suffix(".json")))
 
 
 def _elsewhere(beat: Path) -> bool:

@@ -11,7 +11,7 @@ from iris.plan import Chain, Row, Stage
 from iris.runner import Context
 from iris.store import Artifact
 from sweeps.experiments import facts
-from sweeps.plan import name_of
+from sweeps.plan import name_of, sources
 from sweeps.search_file import Search
 
 
@@ -83,7 +83,7 @@ def needed(chain: Chain, row: Row) -> list[Stage]:
         stage = left.pop()
         if name_of(stage) not in names:
             names.add(name_of(stage))
-            left += [s for x in stage.inputs.values() for s in (x if isinstance(x, tuple) else (x,))]
+            left += sources(stage)
     return [stage for stage in chain.stages if name_of(stage) in names]
 
 

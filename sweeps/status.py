@@ -20,6 +20,7 @@ from rich.text import Text
 from iris.errors import UserError
 from iris.store import Store
 from sweeps import status_table
+from sweeps.amounts import duration
 from sweeps.arguments import parse
 from sweeps.endings import Endings
 from sweeps.finished import Finished
@@ -158,7 +159,7 @@ def _launched(overview: Overview, study: str) -> str:
         found = overview.records.folder(launch).launch()
     except FileNotFoundError:
         return "unknown: its records were removed"
-    return f"{status_table.duration(time.time() - found.created)} ago ({found.launcher})"
+    return f"{duration(time.time() - found.created)} ago ({found.launcher})"
 
 
 def _jobs(study: str, experiments: Sequence[Experiment], overview: Overview) -> list[Submitted]:

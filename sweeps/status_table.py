@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from sweeps.amounts import duration
 from sweeps.finished import Finished
 from sweeps.overview import PLANNED, PRUNED, UNKNOWN, Experiment, Submitted
 from sweeps.records import CANCELLED, DONE, FAILED, QUEUED, RUNNING
@@ -113,16 +114,6 @@ def progress(stage: str, job: Submitted, brief: bool = False) -> str:
         parts += [] if brief else [f"{last.rate:.3g}/s"]
         parts.append(f"{duration((last.total - last.done) / last.rate)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 100:
-        return f"{max(0, seconds):.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def counts(experiments: Iterable[Experiment]) -> Text:
