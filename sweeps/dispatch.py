@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from iris.errors import UserError
 from iris.store import Store
 from sweeps import clients
 from sweeps.board import Task
@@ -58,7 +57,7 @@ def submit(batch: Batch, launcher: Launcher) -> None:
     if isinstance(launcher, Local):
         from sweeps import local
 
-        gpus = _gpus(batch, launcher)
+        gpus = local.gpus(launcher)
         schedule = local.Schedule(_tasks(batch, bool(gpus)), launcher.workers, gpus)
         local.start(batch.folder, records, schedule, Path(batch.folder.launch().code))
     else:
@@ -96,14 +95,3 @@ def _tasks(batch: Batch, with_gpus: bool) -> list[Task]:
         Task(work, job.needs, {s: batch.outside(s) for s in job.awaited}, job.resources.gpus if with_gpus else 0)
         for work, job in zip(batch.works, batch.jobs, strict=True)
     ]
-
-
-def _gpus(batch: Batch, launcher: Local) -> list[str]:
-    """The GPUs to share among the jobs; none where the machine has none, and the jobs run on its CPU."""
-    from sweeps import local
-
-    gpus = [str(n) for n in launcher.gpus] if launcher.gpus is not None else local.visible_gpus()
-    most = max(job.resources.gpus for job in batch.jobs)
-    if gpus and most > len(gpus):
-        raise UserError(f"launcher.resources.gpus={most}: there are only {len(gpus)} GPUs here ({', '.join(gpus)}).")
-    return gpus

@@ -17,7 +17,7 @@ from sweeps import clients, dispatch, snapshot
 from sweeps.dispatch import Batch
 from sweeps.experiments import facts
 from sweeps.jobs import Job, make_jobs
-from sweeps.launchers import Inline, Launcher, Slurm
+from sweeps.launchers import Inline, Launcher, Local, Slurm
 from sweeps.plan import Plan, make_plan, name_of
 from sweeps.reconcile import Reconciled, orphans, reconcile
 from sweeps.records import Folder, JobRecord, Launch, Records, new_id
@@ -119,6 +119,13 @@ def _check(jobs: Sequence[Job], launcher: Launcher) -> None:
         from iris import training
 
         training.check_trackers(tracking)
+    if isinstance(launcher, Local):
+        from sweeps import local
+
+        gpus, most = local.gpus(launcher), max(job.resources.gpus for job in jobs)
+        if gpus and most > len(gpus):
+            here = ", ".join(gpus)
+            raise UserError(f"launcher.resources.gpus={most}: there are only {len(gpus)} GPUs here ({here}).")
     if isinstance(launcher, Inline) and any(job.config.execution.processes > 1 for job in jobs):
         raise UserError("execution.processes: launcher=inline is one process; use launcher=local with its gpus.")
 

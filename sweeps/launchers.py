@@ -118,7 +118,9 @@ def load_launcher(name_or_path: str, changes: Sequence[str] = ()) -> Launcher:
     content = _read(name_or_path)
     kind = str(content.get("kind"))
     if kind not in _KINDS:
-        raise UserError(f"launcher={name_or_path}: kind={kind}: choose one of {', '.join(_KINDS)}.")
+        raise UserError(
+            f"launcher={name_or_path}: kind={kind}: choose one of {', '.join(_KINDS)}.{nearest(kind, _KINDS)}"
+        )
     schema = OmegaConf.structured(_KINDS[kind])
     _check_names("launcher", content, list(schema))
     try:

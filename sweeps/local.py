@@ -25,6 +25,7 @@ from iris.progress import Progress
 from iris.store import Store
 from sweeps import snapshot
 from sweeps.board import DROPPED, READY, Board, Task
+from sweeps.launchers import Local
 from sweeps.records import CANCELLED, DONE, FAILED, INTERRUPTED, Folder, JobRecord
 from sweeps.worker import Work, log_to_stderr
 
@@ -105,7 +106,12 @@ def _start(folder: Folder, code: Path) -> None:
         time.sleep(0.05)
 
 
-def visible_gpus() -> list[str]:
+def gpus(launcher: Local) -> list[str]:
+    """The GPUs to share among the jobs; none where the machine has none, and the jobs run on its CPU."""
+    return [str(n) for n in launcher.gpus] if launcher.gpus is not None else _visible_gpus()
+
+
+def _visible_gpus() -> list[str]:
     """The GPUs that CUDA shows to this process, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

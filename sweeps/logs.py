@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from iris.errors import UserError
+from iris.errors import UserError, nearest
 from iris.plan import VERSIONS
 from iris.store import Store
 from sweeps.endings import log_files, tail
@@ -22,7 +22,7 @@ Job = tuple[Folder, JobRecord]
 def check_kind(name: str | None) -> None:
     """Raises UserError for what is no kind of stage."""
     if name is not None and name not in VERSIONS:
-        raise UserError(f"stage={name}: choose one of {', '.join(VERSIONS)}.")
+        raise UserError(f"stage={name}: choose one of {', '.join(VERSIONS)}.{nearest(name, VERSIONS)}")
 
 
 def job_of(experiment: Experiment, overview: Overview, stage: str | None) -> Job | None:

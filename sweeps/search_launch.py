@@ -152,7 +152,7 @@ def _launch(begun: Begun, workers: Workers, wanted: int) -> Launch:
 
 def _gpus(launcher: Local, wanted: int) -> list[str]:
     """The GPUs to share among the workers; none where the machine has none."""
-    gpus = [str(n) for n in launcher.gpus] if launcher.gpus is not None else local.visible_gpus()
+    gpus = local.gpus(launcher)
     each = launcher.of("train").gpus
     if gpus and wanted * each > len(gpus):
         raise UserError(f"workers={wanted} need {wanted * each} GPUs, {each} each, and there are {len(gpus)} here.")

@@ -55,6 +55,10 @@ def select(overview: Overview, patterns: Sequence[str], study: str | None) -> li
     every = [experiment for name in studies for experiment in overview.experiments(name)]
     for pattern in patterns:
         if not any(matches(e.name, pattern) for e in every):
+            if study is None and study_name(pattern) in studies:
+                raise UserError(
+                    f"'{pattern}' is a study, not an experiment: study={study_name(pattern)} means all of it."
+                )
             raise UserError(_no_match(pattern, study, [e.name for e in every]))
     return [e for e in every if not patterns or any(matches(e.name, pattern) for pattern in patterns)]
 

@@ -250,7 +250,7 @@ def test_an_edit_after_the_launch_does_not_reach_its_jobs(cluster: Cluster, tmp_
 
 
 def test_a_failure_in_an_array_stops_only_what_needs_it(cluster: Cluster, tmp_path: Path) -> None:
-    wild = {"if": {"method": "spin"}, "set": {"train.learning_rate": 1e6, "train.max_grad_norm": 1e6}}
+    wild = {"if": {"method": "spin"}, "set": {"train.learning_rate": 1e30, "train.max_grad_norm": 1e6}}
     plan, store = tiny_plan(tmp_path, without=["evaluate"], grid=TWO, when=[wild], base={"iterations": 2})
     launch(Request(plan), slurm(), store)
     (folder,) = Records(store).launches()

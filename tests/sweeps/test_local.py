@@ -169,7 +169,7 @@ def test_what_failed_is_left_alone_until_asked_for(tmp_path: Path) -> None:
 
 
 def test_other_experiments_go_on(tmp_path: Path) -> None:
-    wild = {"if": {"method": "spin"}, "set": {"train.learning_rate": 1e6, "train.max_grad_norm": 1e6}}
+    wild = {"if": {"method": "spin"}, "set": {"train.learning_rate": 1e30, "train.max_grad_norm": 1e6}}
     study = write_study(tmp_path, grid=TWO, when=[wild], base={"iterations": 2})
     assert command.main(["launch", f"study={study}", "launcher=inline"]) == 1
     (folder,) = Records(Store(tmp_path / "store")).launches()
@@ -237,6 +237,7 @@ def test_gpus_that_are_not_there(undisturbed: Path, tmp_path: Path) -> None:
     plan, store = copy_of(undisturbed, tmp_path, less=["train"])
     with pytest.raises(UserError, match="gpus=3: there are only 2 GPUs here"):
         launch(Request(plan), load_launcher("local", ["gpus=[0,1]", "resources.gpus=3"]), store)
+    assert Records(store).launches() == []
     assert launch(Request(plan), INLINE, store).failures == 0, "nothing of it counts as submitted"
 
 

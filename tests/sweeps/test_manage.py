@@ -81,6 +81,8 @@ def test_no_match_names_the_nearest(hand: ByHand, command: str, capsys: pytest.C
     run(command, "method=spn,seed=0", hand.word, status=2)
     error = capsys.readouterr().err
     assert "The nearest: method=spin,seed=0" in error and error.count("\n") == 1
+    run(command, "study", hand.word, status=2)
+    assert "'study' is a study, not an experiment: study=study" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
