@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics
+from analysis.cells import START
 from analysis.frames import Frames
 from analysis.index import AVERAGE
 from analysis.statistics import Comparison, Interval
 from iris.errors import UserError, nearest
 
-START = ("base", "π0", "sft")  # policies before the first iteration, which many experiments share
 CONTINUED = "sft continued"  # the method `sft` goes on from the policy `sft`
 FINAL = "final"
 

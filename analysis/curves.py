@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from analysis.arms import START
+from analysis.cells import START
 from analysis.frames import Frames
 from analysis.index import AVERAGE
 from analysis.statistics import LEVEL, mean

@@ -1,17 +1,16 @@
 """Tidy frames of a study: from its record, the store's folders and the index. Cells that are not there are rows too."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from analysis import index
-from analysis.index import AVERAGE, SCORES, Index
+from analysis.cells import Cells, Entries, Flags, Ints, Numbers, cells
+from analysis.index import AVERAGE, Index
 from iris.plan import VERSIONS
 from iris.store import Store
 from sweeps.overview import PRUNED, Overview
@@ -40,6 +39,7 @@ class Frames:
     varying: list[str]  # the columns of override keys that differ between experiments
     stages: pd.DataFrame  # of the index, those of this study
     damaged: frozenset[str]  # stages (kind/key) that do not match their checksums
+    _documents: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
 
     def cells(self) -> pd.DataFrame:
         """One row per experiment × policy: is it there, and what did it cost. Evaluations of a share are left out."""
@@ -73,21 +73,17 @@ class Frames:
         Columns: evaluation, document, text (hash of what was asked), metric, value. Each evaluation once.
         """
         rows = self.scores if where is None else self.scores[where]
-        chosen = rows[(rows["task"] == task) & rows["main"] & rows["value"].notna()].drop_duplicates("evaluation")
-        found = [
-            (evaluation, *sample)
-            for evaluation, metric in zip(chosen["evaluation"], chosen["metric"], strict=True)
-            for sample in self._samples(evaluation, task, metric)
-        ]
-        return pd.DataFrame(found, columns=["evaluation", "document", "text", "metric", "value"])
+        chosen = rows[(rows["task"] == task) & rows["main"] & rows["value"].notna()]["evaluation"].unique()
+        found = [self.documents(evaluation, task).assign(evaluation=evaluation) for evaluation in chosen]
+        columns = ["evaluation", "document", "text", "metric", "value"]
+        return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
-    def _samples(self, evaluation: str, task: str, metric: str) -> Iterator[tuple[int, str, str, float]]:
-        text = index.content(self.store, evaluation, f"samples/{task}.jsonl") or b""
-        for line in text.splitlines():
-            sample = json.loads(line)
-            if metric in sample["metrics"]:
-                asked = hashlib.sha256(sample["text"].encode()).hexdigest()[:16]
-                yield sample["doc_id"], asked, metric, float(sample["metrics"][metric])
+    def documents(self, evaluation: str, task: str) -> pd.DataFrame:
+        """The same of one evaluation (kind/key), without its name; empty where its samples are damaged."""
+        if evaluation not in self._documents:
+            self._documents[evaluation] = index.samples(self.store, evaluation)
+        found = self._documents[evaluation]
+        return found[found["task"] == task].drop(columns="task")
 
 
 def load(study: str, store: Store | str | None = None, *, rebuild: bool = False) -> Frames:
@@ -104,69 +100,29 @@ def load(study: str, store: Store | str | None = None, *, rebuild: bool = False)
     return _Loader(name, store, record["points"], rebuild).frames()
 
 
-@dataclass
-class _Cells:
-    """One entry per experiment × evaluation of a policy, as parallel lists."""
-
-    experiment: list[int] = field(default_factory=list)
-    policy: list[str] = field(default_factory=list)
-    iteration: list[int] = field(default_factory=list)
-    stage: list[str] = field(default_factory=list)
-    evaluation: list[str] = field(default_factory=list)
-    final: list[bool] = field(default_factory=list)
-    # The stages that led from the policy before to this one, and the entry that each is of.
-    own: list[str] = field(default_factory=list)
-    owner: list[int] = field(default_factory=list)
-
-    def add(self, number: int, stages: Sequence[str], supervised: bool) -> None:
-        """The cells of one experiment, whose stages come in an order that respects their inputs."""
-        policies: dict[str, tuple[str, int, str, list[str]]] = {}
-        begun, iteration, first = list[str](), 0, len(self.experiment)
-        for stage in stages:
-            kind, key = stage.split("/")
-            if kind == "generate" or kind == "score":
-                begun.append(stage)
-            elif kind == "evaluate":
-                name = key[:-13]  # without the hash
-                label, at, policy, own = policies[name.removesuffix("-part")]
-                self.own += [*own, stage]
-                self.owner += [len(self.experiment)] * (len(own) + 1)
-                self.experiment.append(number)
-                self.policy.append(label)
-                self.iteration.append(at)
-                self.stage.append(policy)
-                self.evaluation.append(stage)
-            elif kind == "train":
-                iteration += 1
-                policies[key[:-13]] = f"t={iteration}", iteration, stage, [*begun, stage]
-                begun = []
-            elif kind != "data":
-                label = "sft" if kind == "sft" else "base" if supervised else "π0"
-                policies[key[:-13]] = label, 0, stage, [stage]
-        last = self.stage[-1] if len(self.stage) > first else ""
-        self.final += [stage == last for stage in self.stage[first:]]
-
-
 class _Loader:
     def __init__(self, study: str, store: Store, points: list[dict[str, Any]], rebuild: bool) -> None:
         self.study, self.store, self.points = study, store, points
-        present = {f"{kind}/{key}" for kind in VERSIONS for key in store.keys(kind)}
-        named = present.intersection(chain.from_iterable(point["stages"] for point in points))
-        self.index: Index = index.read(store, named, rebuild=rebuild)
-        names = self.index.stages["stage"].to_numpy(object)
-        self.rows = {name: row for row, name in enumerate(names) if name in named}  # of the index, by stage
+        self.entries = Entries.of([point["stages"] for point in points])
+        names, stored = self.entries.names, {kind: store.keys(kind) for kind in VERSIONS}
+        there = [name.partition("/")[2] in stored[kind] for name, kind in zip(names, self.entries.kinds, strict=True)]
+        self.index: Index = index.read(store, names, there, rebuild=rebuild)
 
     def frames(self) -> Frames:
         experiments, varying = self._experiments()
         tasks = list(dict.fromkeys(task for point in self.points for task in point["facts"]["tasks"]))
-        cells = _Cells()
-        for number, point in enumerate(self.points):
-            cells.add(number, point["stages"], any(stage.startswith("sft/") for stage in point["stages"][:5]))
-        scores = self._scores(cells, experiments, tasks)
+        scores = self._scores(cells(self.entries), experiments, tasks)
         found = scores["task"][scores["main"] & (scores["task"] != AVERAGE)].unique()
         tasks = [t for t in tasks if t in set(found)] + [t for t in found if t not in tasks] or tasks
-        stages = self.index.stages.iloc[list(self.rows.values())].reset_index(drop=True)
+        stages = self.index.stages[
+            np.bincount(self.index.row[self.index.row >= 0], minlength=len(self.index.stages)) > 0
+        ]
         return Frames(self.study, self.store, experiments, scores, tasks, varying, stages, self.index.damaged)
+
+    def _values(self, column: str, absent: float = np.nan) -> Numbers:
+        """A column of the index by stage."""
+        values = np.append(self.index.stages[column].to_numpy(float), absent)  # the last one is at −1
+        return np.asarray(values[self.index.row])
 
     # --- experiments
 
@@ -180,119 +136,88 @@ class _Loader:
         for key in varying:
             facts[key] = [settings.get(key, "") for settings in said]
         facts.insert(0, "experiment", [point["name"] for point in self.points])
-        states = [self._state(point) for point in self.points]
+        incomplete = self.entries.any((self.index.row < 0)[self.entries.stage])
+        states = [self._state(*each) for each in zip(self.points, incomplete, strict=True)]
         facts.insert(1, "state", [state for state, _ in states])
         facts.insert(2, "error", [error for _, error in states])
         return facts, varying
 
-    def _annotations(self) -> list[float]:
-        counted = self.index.stages["rows"].to_numpy()
-        data = (next((s for s in point["stages"] if s.startswith("data/")), "") for point in self.points)
-        return [float(counted[self.rows[stage]]) if stage in self.rows else np.nan for stage in data]
+    def _annotations(self) -> Numbers:
+        first = self.entries.first("data")
+        return np.where(first < 0, np.nan, self._values("rows")[self.entries.stage[first]])
 
-    def _state(self, point: dict[str, Any]) -> tuple[str, str]:
+    def _state(self, point: dict[str, Any], incomplete: bool) -> tuple[str, str]:
         """The state of an experiment, and what went wrong."""
-        missing = [stage for stage in point["stages"] if stage not in self.rows]
-        if not missing and point.get("state") != PRUNED:
+        if not incomplete and point.get("state") != PRUNED:
             return DONE, ""
-        bad = [stage for stage in missing if stage in self.index.damaged]
+        bad = next((stage for stage in point["stages"] if stage in self.index.damaged), None)
         if bad:
-            return DAMAGED, f"{bad[0]} does not match its checksum"
+            return DAMAGED, f"{bad} does not match its checksum"
         found = self._overview[point["name"]]
         return found.state, found.error
 
-    @property
+    @cached_property
     def _overview(self) -> dict[str, Any]:
-        if not hasattr(self, "_seen"):
-            self._seen = {e.name: e for e in Overview(self.store).experiments(self.study)}
-        return self._seen
+        return {e.name: e for e in Overview(self.store).experiments(self.study)}
 
     # --- scores
 
-    def _scores(self, cells: _Cells, experiments: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    def _scores(self, found: Cells, experiments: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
         """Each cell repeated for the scores of its evaluation; one that has none for the tasks of the study."""
-        found = self.index.scores  # those of an evaluation follow one another
-        codes, names = pd.factorize(found["evaluation"])
-        counts = np.bincount(codes, minlength=len(names))
-        starts = np.cumsum(counts) - counts
-        known = {name: n for n, name in enumerate(names)}
-        place = np.array([known.get(e, -1) if e in self.rows else -1 for e in cells.evaluation], int)
-        there = place >= 0
         absent = [AVERAGE, *tasks]
-        if len(names):
-            repeats = np.where(there, counts[place], len(absent))
-            first = np.where(there, starts[place], 0)
-        else:
-            repeats, first = np.full(len(place), len(absent)), np.zeros(len(place), int)
-        cell = np.repeat(np.arange(len(place)), repeats)
-        offset = np.arange(len(cell)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        scored = there[cell]
-        frame = self._of_cells(cells, experiments, cell, scored)
-        row = np.where(scored, first[cell] + offset, 0)
-        blank = pd.DataFrame({"task": absent, "metric": "", "main": True})
-        for name in SCORES:
-            if name != "evaluation":
-                frame[name] = _chosen(found[name], row, scored, blank.get(name), offset)
+        of_stage = np.bincount(self.index.scores["row"], minlength=len(self.index.stages))
+        row = self.index.row[self.entries.stage[found.evaluation]]
+        # Scores of an evaluation follow one another; behind them all those of one that is not there, at −1.
+        count = np.append(of_stage, len(absent))[row]
+        start = np.append(np.cumsum(of_stage) - of_stage, len(self.index.scores))[row]
+        cell = np.repeat(np.arange(len(row)), count)
+        taken = np.arange(len(cell)) + (start - np.cumsum(count) + count)[cell]
+        frame = self._of_cells(found, experiments, row >= 0, cell)
+        for name, values in _with_absent(self.index.scores, absent).items():
+            frame[name] = values[taken]
         return frame
 
-    def _of_cells(
-        self, cells: _Cells, experiments: pd.DataFrame, cell: np.ndarray[Any, Any], scored: np.ndarray[Any, Any]
-    ) -> pd.DataFrame:
-        owner = np.array(cells.experiment, int)[cell]
-        about = experiments.drop(columns=["error", "iterations"])
-        frame = pd.DataFrame({name: _coded(about[name], owner) for name in about})
-        frame["state"] = frame["state"].astype(str).where(~scored, DONE)
-        for name, values in self._costs(cells).items():
-            frame[name] = values[cell]
-        for name in ("policy", "stage", "evaluation"):
-            frame[name] = _coded(np.array(getattr(cells, name), object), cell)
-        frame["iteration"] = np.array(cells.iteration, int)[cell]
-        frame["final"] = np.array(cells.final, bool)[cell]
-        frame["part"] = np.array([key[:-13].endswith("-part") for key in cells.evaluation], bool)[cell]
-        return frame
-
-    def _costs(self, cells: _Cells) -> dict[str, np.ndarray[Any, Any]]:
-        """α, gap and cost of each cell's policy: of its own stages, whoever computed them."""
-        place = self._places(cells.own)
-        sums = {
-            unit: np.bincount(cells.owner, self._values(unit, place, 0.0), minlength=len(cells.stage))
-            for unit in _UNITS
-        }
-        place = self._places(cells.stage)
-        return sums | {name: self._values(name, place, np.nan) for name in ("alpha", "gap")}
-
-    def _places(self, stages: Sequence[str]) -> np.ndarray[Any, Any]:
-        return np.array([self.rows.get(stage, -1) for stage in stages], int)
-
-    def _values(self, column: str, place: np.ndarray[Any, Any], absent: float) -> np.ndarray[Any, Any]:
-        values = np.append(self.index.stages[column].to_numpy(float), absent)  # the last one is at −1
-        taken: np.ndarray[Any, Any] = values[place]
-        return taken
+    def _of_cells(self, found: Cells, experiments: pd.DataFrame, there: Flags, cell: Ints) -> pd.DataFrame:
+        about = experiments.drop(columns=["state", "error", "iterations"])
+        owner = found.owner[cell]
+        columns: dict[str, Any] = {str(name): _coded(about[name].to_numpy(), owner) for name in about}
+        state = np.where(there, DONE, experiments["state"].to_numpy(object)[found.owner])
+        columns["state"] = _coded(state, cell)
+        columns |= {unit: found.cost(self._values(unit, 0.0))[cell] for unit in _UNITS}
+        columns |= {name: self._values(name)[self.entries.stage[found.policy]][cell] for name in ("alpha", "gap")}
+        columns["policy"] = _coded(np.array(found.labels, object)[found.label], cell)
+        names = np.array(self.entries.names, object)
+        for name, entries in (("stage", found.policy), ("evaluation", found.evaluation)):
+            columns[name] = _coded(self.entries.stage[entries], cell, names)
+        columns |= {name: getattr(found, name)[cell] for name in ("iteration", "final", "part")}
+        return pd.DataFrame(columns, copy=False)
 
 
-def _chosen(
-    values: pd.Series, row: np.ndarray[Any, Any], scored: np.ndarray[Any, Any], blank: Any, offset: np.ndarray[Any, Any]
-) -> Any:
-    """A column of the index's scores at `row`, and what stands in cells without scores."""
-    if blank is None:
-        taken = values.to_numpy(float)[row] if len(values) else np.zeros(len(row))
-        return np.where(scored, taken, np.nan)
-    if values.dtype == bool:
-        return np.where(scored, values.to_numpy(bool)[row] if len(values) else True, True)
-    of_values, known = pd.factorize(values)
-    names = pd.Index(list(dict.fromkeys([*known, *blank])), dtype=object)
-    of_blank = names.get_indexer(pd.Index(blank, dtype=object))
-    taken = of_values[row] if len(values) else np.zeros(len(row), int)
-    codes = np.where(scored, taken, of_blank[np.where(scored, 0, offset)])
-    return pd.Categorical.from_codes(codes, names)
+def _with_absent(scores: pd.DataFrame, tasks: list[str]) -> dict[str, Any]:
+    """The columns of the index's scores, and behind them what stands for the scores of these tasks where none are."""
+    blank = {"task": tasks, "metric": [""] * len(tasks)}
+    columns = {name: _appended(scores[name], values) for name, values in blank.items()}
+    columns["main"] = np.append(scores["main"].to_numpy(bool), [True] * len(tasks))
+    for name in ("value", "stderr", "documents"):
+        columns[name] = np.append(scores[name].to_numpy(float), [np.nan] * len(tasks))
+    return columns
 
 
-def _coded(values: pd.Series | np.ndarray[Any, Any], at: np.ndarray[Any, Any]) -> Any:
-    """`values[at]`; texts as categories, so that a million rows cost a million small numbers."""
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        return np.asarray(values)[at]
-    codes, names = pd.factorize(values, use_na_sentinel=True)
-    return pd.Categorical.from_codes(codes[at], pd.Index(names))
+def _appended(codes: pd.Series, texts: list[str]) -> Any:
+    """Categories, and more of them."""
+    known = codes.cat.categories
+    new = pd.Index(list(dict.fromkeys([*known, *texts])), dtype=object)
+    of_texts = new.get_indexer(pd.Index(texts, dtype=object))
+    return pd.Categorical.from_codes(np.append(codes.cat.codes, of_texts.astype(np.int32)), new)
+
+
+def _coded(values: Any, at: Ints, names: Any = None) -> Any:
+    """`values[at]`; texts (`names[values]`, if given) as categories: a million rows cost a million small numbers."""
+    if names is None and pd.api.types.is_numeric_dtype(values.dtype):
+        return values[at]
+    codes, kinds = pd.factorize(values)
+    small = codes.astype(np.min_scalar_type(-len(kinds) - 1))  # −1 stands for None
+    return pd.Categorical.from_codes(small[at], pd.Index(kinds if names is None else names[kinds]))
 
 
 def _setting(override: str) -> tuple[str, str]:

@@ -1,82 +1,110 @@
-"""What the finished stages of a store say, kept in two tables that grow with it and may be deleted at any time.
+"""What the finished stages of a store say, kept in tables that grow with it and may be deleted at any time.
 
-<store>/.analysis/stages.parquet   one row a stage: cost, results, provenance
-<store>/.analysis/scores.parquet   one row per evaluation × task × metric
+<store>/.analysis/stages.parquet         one row a stage: cost, results, provenance
+<store>/.analysis/scores.parquet         one row per evaluation × task × metric
+<store>/.analysis/samples/KEY.parquet    one row per task × document of an evaluation, once somebody has asked
 """
 
 import contextlib
 import hashlib
 import json
 import re
+import shutil
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from iris.store import Damaged, Store
 
-STAGES = {
-    "stage": "str",  # kind/key
-    "seconds": "float64",
-    "cpu_seconds": "float64",
-    "gpu_seconds": "float64",
-    "tokens": "float64",
-    "alpha": "float64",
-    "gap": "float64",
-    "rows": "float64",
-    "batch": "float64",
-    "revision": "str",  # of a model or data set: the hub's commit, or a digest of its content
-    "provenance": "str",  # JSON: code, packages, python, host, device, harness
-    "started": "str",
-}
-SCORES = {
-    "evaluation": "str",
-    "task": "str",
-    "metric": "str",
-    "main": "bool",
-    "value": "float64",
-    "stderr": "float64",
-    "documents": "float64",
-}
+_TEXT, _NUMBER, _CODED = pa.string(), pa.float64(), pa.dictionary(pa.int32(), pa.string())  # coded: many rows share it
+STAGES = pa.schema(
+    {
+        "stage": _TEXT,  # kind/key
+        **dict.fromkeys(("seconds", "gpu_seconds", "tokens", "alpha", "gap", "rows", "batch"), _NUMBER),
+        "revision": _CODED,  # of a model or data set: the hub's commit, or a digest of its content
+        "provenance": _CODED,  # JSON: code, packages, python, host, device, harness
+    }
+)
+SCORES = pa.schema(
+    {
+        "row": pa.int32(),  # of the evaluation, in the other table; they ascend
+        **{"task": _CODED, "metric": _CODED, "main": pa.bool_()},
+        **dict.fromkeys(("value", "stderr", "documents"), _NUMBER),
+    }
+)
+SAMPLES = pa.schema({"task": _CODED, "document": pa.int64(), "text": _TEXT, "metric": _CODED, "value": _NUMBER})
 AVERAGE = "average"  # the task that stands for the mean of all main metrics
 _SAID = ("code", "packages", "python", "host", "device", "platform", "harness")
 _STDERR = re.compile(r"_stderr(?=,|$)")
 _PAIR = b"pair"  # in the metadata of both files: two processes may write at once
-_CODED = {"stages": ["provenance"], "scores": ["evaluation", "task", "metric"]}  # texts that many rows share
 _FEW = 4000  # stages that one process reads in about a second
 _NAN = float("nan")
-Row = dict[str, Any]
+Row = tuple[Any, ...]
+Tables = tuple[pa.Table, pa.Table]  # of STAGES and SCORES
 
 
 @dataclass(frozen=True)
 class Index:
-    """The tables with the columns STAGES and SCORES, and the stages that do not match their checksums."""
+    """The tables STAGES and SCORES. `row` [name] is that of `stages` in which a stage asked for stands, or −1."""
 
     stages: pd.DataFrame
     scores: pd.DataFrame
-    damaged: frozenset[str]
+    row: NDArray[np.int64]
+    damaged: frozenset[str] = frozenset()  # those that do not match their checksums
 
 
-def read(store: Store, names: Collection[str], *, rebuild: bool = False) -> Index:
-    """What is said by finished stages, called `kind/key`. Only those not seen before are read; damaged ones always."""
+def read(store: Store, names: Sequence[str], there: Sequence[bool], *, rebuild: bool = False) -> Index:
+    """What is said by those stages, called `kind/key`, that are `there`: finished.
+
+    Only those not seen before are read; damaged ones always.
+    """
     folder = store.root / ".analysis"
-    stages, scores = _empty() if rebuild else _load(folder)
-    new = sorted(set(names).difference(stages["stage"].to_numpy(object)))
+    if rebuild:
+        shutil.rmtree(folder / "samples", ignore_errors=True)
+    known = (STAGES.empty_table(), SCORES.empty_table()) if rebuild else _load(folder)
+    index = _index(known, names, there)
+    new = sorted(compress(names, there & (index.row < 0)))
     if not new:
-        return Index(stages, scores, frozenset())
-    found, more, damaged = _read_all(store, new)
-    if found:
-        stages = pd.concat([stages.astype(STAGES), _frame(found, STAGES)], ignore_index=True)
-        scores = pd.concat([scores.astype(SCORES), _frame(more, SCORES)], ignore_index=True)
-        _save(folder, {"stages": stages, "scores": scores})
-    return Index(stages, scores, frozenset(damaged))
+        return index
+    parts = _read_all(store, new)
+    damaged = frozenset(name for _, bad in parts for name in bad)
+    if len(damaged) < len(new):
+        known = _joined([known, *(tables for tables, _ in parts)])
+        _save(folder, known)
+        index = _index(known, names, there)
+    return replace(index, damaged=damaged)
+
+
+def _index(tables: Tables, names: Sequence[str], there: Sequence[bool]) -> Index:
+    stages, scores = map(_pandas, tables)
+    known = stages["stage"].to_numpy(object)
+    rows = dict(zip(known, range(len(known)), strict=True))
+    row = np.fromiter(map(rows.get, names, repeat(-1)), np.int64, len(names))
+    return Index(stages, scores, np.where(there, row, -1))
+
+
+def _joined(parts: Sequence[Tables]) -> Tables:
+    """Tables one after another; the rows of stages that scores name are moved along."""
+    scores, before = [], 0
+    for stages, more in parts:
+        row = pa.array(more["row"].to_numpy() + before, pa.int32())
+        scores.append(more.set_column(0, SCORES.field("row"), row))
+        before += len(stages)
+    return pa.concat_tables([stages for stages, _ in parts]), pa.concat_tables(scores)
+
+
+# --- reading stages
 
 
 def content(store: Store, stage: str, file: str) -> bytes | None:
@@ -95,20 +123,16 @@ def _checked(store: Store, stage: str, manifest: Mapping[str, Any], file: str) -
     return text
 
 
-def _read_all(store: Store, names: list[str]) -> tuple[list[Row], list[Row], list[str]]:
+def _read_all(store: Store, names: list[str]) -> list[tuple[Tables, list[str]]]:
     if len(names) <= _FEW:
-        return _read_some(store, names)
+        return [_read_some(store, names)]
     parts = [names[start : start + _FEW] for start in range(0, len(names), _FEW)]
-    stages, scores, damaged = list[Row](), list[Row](), list[str]()
     with ProcessPoolExecutor() as pool:
-        for a, b, c in pool.map(partial(_read_some, store), parts):
-            stages += a
-            scores += b
-            damaged += c
-    return stages, scores, damaged
+        return list(pool.map(partial(_read_some, store), parts))
 
 
-def _read_some(store: Store, names: Iterable[str]) -> tuple[list[Row], list[Row], list[str]]:
+def _read_some(store: Store, names: Iterable[str]) -> tuple[Tables, list[str]]:
+    """The tables of some stages, and which of them are damaged."""
     stages, scores, damaged = list[Row](), list[Row](), list[str]()
     for name in names:
         kind, _, key = name.partition("/")
@@ -116,85 +140,106 @@ def _read_some(store: Store, names: Iterable[str]) -> tuple[list[Row], list[Row]
             manifest = store.manifest(kind, key)
             if manifest is None:
                 continue  # removed a moment ago
+            stage, more = _stage(name, manifest), list[Row]()
             if kind == "evaluate":
                 said = json.loads(_checked(store, name, manifest, "scores.json"))
-                scores += _scores(name, said, manifest["results"]["stderr"])
-            stages.append(_stage(name, manifest))
+                more = list(_scores(len(stages), said, manifest["results"]["stderr"]))
+            stages.append(stage)
+            scores += more
         except (Damaged, OSError, KeyError, TypeError, ValueError):
             damaged.append(name)
-    return stages, scores, damaged
+    return (_table(stages, STAGES), _table(scores, SCORES)), damaged
 
 
 def _stage(name: str, manifest: Mapping[str, Any]) -> Row:
-    cost, results, provenance = manifest["cost"], manifest["results"], manifest["provenance"]
-    shards = cost.get("shards", {})
-    summed = {unit: cost[unit] + shards.get(unit, 0.0) for unit in ("seconds", "cpu_seconds", "gpu_seconds", "tokens")}
-    numbers = {name: results.get(name) for name in ("alpha", "gap", "rows")}
-    said = {key: provenance[key] for key in _SAID if key in provenance}
-    identity = manifest["identity"]
-    batch = identity.get("batch")
-    return {
-        "stage": name,
-        **summed,
-        **{key: _NAN if value is None else value for key, value in numbers.items()},
-        "batch": _NAN if batch is None else batch,
-        "revision": str(identity.get("commit") or identity.get("content") or identity.get("package") or ""),
-        "provenance": json.dumps(said, sort_keys=True),
-        "started": provenance["start"],
-    }
+    cost, results, identity = manifest["cost"], manifest["results"], manifest["identity"]
+    shards, provenance = cost.get("shards", {}), manifest["provenance"]
+    spent = [float(cost[unit] + shards.get(unit, 0.0)) for unit in ("seconds", "gpu_seconds", "tokens")]
+    numbers = [results.get("alpha"), results.get("gap"), results.get("rows"), identity.get("batch")]
+    revision = identity.get("commit") or identity.get("content") or identity.get("package") or ""
+    said = json.dumps({key: provenance[key] for key in _SAID if key in provenance}, sort_keys=True)
+    return name, *spent, *(_NAN if n is None else float(n) for n in numbers), str(revision), said
 
 
-def _scores(name: str, content: Mapping[str, Any], stderr: float | None) -> list[Row]:
-    documents = {task: entry["documents"] for task, entry in content["versions"]["tasks"].items()}
+def _scores(row: int, content: Mapping[str, Any], stderr: float | None) -> Iterator[Row]:
+    documents = {task: float(entry["documents"]) for task, entry in content["versions"]["tasks"].items()}
     main = {task: metric for task, (metric, _, _) in content["main"].items()}
-    rows = [_score(name, AVERAGE, AVERAGE, content["average"], _NAN if stderr is None else stderr, _NAN, True)]
+    yield row, AVERAGE, AVERAGE, True, float(content["average"]), _NAN if stderr is None else float(stderr), _NAN
     for task, metrics in content["tasks"].items():
         for metric, value in metrics.items():
             if not _STDERR.search(metric) and isinstance(value, int | float):
                 first, comma, rest = metric.partition(",")
                 error = metrics.get(f"{first}_stderr{comma}{rest}")
-                error = error if isinstance(error, int | float) else _NAN
-                counted = documents.get(task, _NAN)
-                rows.append(_score(name, task, metric, value, error, counted, main.get(task) == metric))
-    return rows
+                error = float(error) if isinstance(error, int | float) else _NAN
+                yield row, task, metric, main.get(task) == metric, float(value), error, documents.get(task, _NAN)
 
 
-def _score(name: str, task: str, metric: str, value: float, stderr: float, documents: float, main: bool) -> Row:
-    values = (name, task, metric, main, float(value), float(stderr), float(documents))
-    return dict(zip(SCORES, values, strict=True))
+# --- the score of every document
+
+
+def samples(store: Store, evaluation: str) -> pd.DataFrame:
+    """The main metrics of all documents of an evaluation (kind/key); of a task whose samples are damaged, none."""
+    path = store.root / ".analysis" / "samples" / f"{evaluation.partition('/')[2]}.parquet"
+    with contextlib.suppress(OSError, ValueError):
+        table = _table_of(path)
+        if table.schema.equals(SAMPLES):
+            return _pandas(table)
+    main = json.loads(content(store, evaluation, "scores.json") or b'{"main": {}}')["main"]
+    texts = {task: content(store, evaluation, f"samples/{task}.jsonl") for task in main}
+    rows = [row for task, text in texts.items() for row in _samples(task, main[task][0], text or b"")]
+    table = _table(rows, SAMPLES)
+    if main and None not in texts.values():
+        _write(path, table)
+    return _pandas(table)
+
+
+def _samples(task: str, metric: str, text: bytes) -> Iterator[Row]:
+    for line in text.splitlines():
+        sample = json.loads(line)
+        if metric in sample["metrics"]:
+            asked = hashlib.sha256(sample["text"].encode()).hexdigest()[:16]
+            yield task, sample["doc_id"], asked, metric, float(sample["metrics"][metric])
 
 
 # --- the tables on disk
 
 
-def _frame(rows: list[Row], columns: Mapping[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)
 
 
-def _empty() -> tuple[pd.DataFrame, pd.DataFrame]:
-    return _frame([], STAGES), _frame([], SCORES)
+def _pandas(table: pa.Table) -> pd.DataFrame:
+    frame: pd.DataFrame = table.unify_dictionaries().to_pandas()
+    return frame
 
 
-def _load(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _table_of(path: Path) -> pa.Table:
+    return pq.ParquetFile(path).read()  # pq.read_table would load a library for data sets of many files first
+
+
+def _load(folder: Path) -> Tables:
     """The tables; empty ones where they are not there, cannot be read, or were not written together."""
+    empty = STAGES.empty_table(), SCORES.empty_table()
     try:
-        tables = [pq.read_table(folder / f"{name}.parquet", read_dictionary=coded) for name, coded in _CODED.items()]
+        stages, scores = (_table_of(folder / f"{name}.parquet") for name in ("stages", "scores"))
     except (OSError, ValueError):  # pyarrow's errors are of these
-        return _empty()
-    pairs = [(table.schema.metadata or {}).get(_PAIR) for table in tables]
-    fits = all(table.column_names == list(c) for table, c in zip(tables, (STAGES, SCORES), strict=True))
-    if not fits or pairs[0] is None or pairs[0] != pairs[1]:
-        return _empty()
-    return tables[0].to_pandas(), tables[1].to_pandas()
+        return empty
+    fits = stages.schema.equals(STAGES) and scores.schema.equals(SCORES)
+    pairs = [(table.schema.metadata or {}).get(_PAIR) for table in (stages, scores)]
+    return (stages, scores) if fits and pairs[0] is not None and pairs[0] == pairs[1] else empty
 
 
-def _save(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """A store that may not be written is read again next time."""
-    pair = uuid.uuid4().hex
+def _save(folder: Path, tables: Tables) -> None:
+    pair = {_PAIR: uuid.uuid4().hex}
+    for name, table in zip(("stages", "scores"), tables, strict=True):
+        _write(folder / f"{name}.parquet", table.replace_schema_metadata(pair))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Whole or not at all; a store that may not be written is read again next time."""
+    new = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(OSError):
-        folder.mkdir(exist_ok=True)
-        for name, frame in tables.items():
-            new = folder / f".{name}-{pair[:8]}"
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            pq.write_table(table.replace_schema_metadata({_PAIR: pair}), new)
-            new.replace(folder / f"{name}.parquet")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.unify_dictionaries(), new)
+        new.replace(path)

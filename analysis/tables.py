@@ -7,7 +7,8 @@ from typing import cast
 import numpy as np
 
 from analysis import arms, statistics
-from analysis.arms import START, Arm, Table
+from analysis.arms import Arm, Table
+from analysis.cells import START
 from analysis.frames import Frames
 from analysis.index import AVERAGE
 from analysis.sheet import Cell, Sheet, signed

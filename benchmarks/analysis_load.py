@@ -67,7 +67,7 @@ def evaluate(root: Path, name: str, seed: int) -> str:
 def experiment(root: Path, number: int) -> Iterator[str]:
     """The stages of one experiment: nothing shared but the base, the data and SFT."""
     method, rest = METHODS[number % 7], number // 7
-    size, seed = SIZES[rest % 5], rest // 5
+    size, seed = SIZES[rest % len(SIZES)], rest // len(SIZES)
     yield stage(root, "base", "model", {})
     yield stage(root, "data", f"data-{size}", {"rows": size})
     yield evaluate(root, "model", 0)
@@ -86,9 +86,9 @@ def experiment(root: Path, number: int) -> Iterator[str]:
 def point(root: Path, number: int) -> dict[str, Any]:
     """One experiment as the record of a study has it."""
     method, rest = METHODS[number % 7], number // 7
-    facts = {"method": method, "model": "model", "data": "data", "size": SIZES[rest % 5], "schedule": None}
-    facts |= {"seed": rest // 5, "iterations": ITERATIONS, "tasks": TASKS}
-    overrides = [f"method={method}", f"data.size={SIZES[rest % 5]}", f"seed={rest // 5}", "iterations=5"]
+    facts = {"method": method, "model": "model", "data": "data", "size": SIZES[rest % len(SIZES)], "schedule": None}
+    facts |= {"seed": rest // len(SIZES), "iterations": ITERATIONS, "tasks": TASKS}
+    overrides = [f"method={method}", f"data.size={SIZES[rest % len(SIZES)]}", f"seed={rest // len(SIZES)}", "iterations=5"]
     return {"name": f"e{number}", "overrides": overrides, "stages": list(experiment(root, number)), "facts": facts}
 
 
