@@ -13,8 +13,7 @@ from iris.store import Store, storage_errors
 from iris.table import replace
 from sweeps import search_records, search_study
 from sweeps.search_book import EXHAUSTED, valid
-from sweeps.search_file import Search, changed
-from sweeps.search_worker import DECLARATION, folder_of, read
+from sweeps.search_file import DECLARATION, Search, changed, folder_of, read
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a search is: read from conf/search/*.yaml or a file, and changed by words of the command line."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from iris.config import Experiment
 from iris.errors import UserError, nearest
 from iris.plan import SHARE
+from iris.store import Store
 from sweeps import shipped
 from sweeps.search_space import Parameter, read_space
 from sweeps.settings import of_text, of_value
@@ -19,6 +21,7 @@ from sweeps.settings import of_text, of_value
 COSTS = ("gpu_hours", "cpu_hours")
 # Changing these does not make another search of it: they say how to look, not what is looked at.
 _HOW = ("sampler", "pruner", "trials", "retries")
+DECLARATION = "search.json"  # in the folder of a search that has begun
 DECLARED = (
     "base",
     "space",
@@ -54,6 +57,16 @@ class Search:
     def to_json(self) -> dict[str, Any]:
         """Everything, for a file."""
         return asdict(self)
+
+
+def folder_of(store: Store, search: str) -> Path:
+    """The folder of a search."""
+    return store.root / ".sweeps" / "searches" / search
+
+
+def read(folder: Path) -> Search:
+    """The search that was begun in a folder."""
+    return from_json(json.loads((folder / DECLARATION).read_text())["search"])
 
 
 def from_json(content: Mapping[str, Any]) -> Search:

@@ -1,6 +1,5 @@
 """A worker of a search: a job that takes trials from the book and runs them until there are enough."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +12,17 @@ from iris.errors import UserError
 from iris.interruption import Interrupted
 from iris.plan import Stage
 from iris.runner import Context
-from iris.store import Store, storage_errors
+from iris.store import storage_errors
 from iris.world import World
 from sweeps import search_costs, search_records, search_space, search_study
 from sweeps.plan import name_of
 from sweeps.records import FAILED, Records
 from sweeps.reporter import Reported, Reporter, last_line
 from sweeps.search_book import Book, Pause, Turn
-from sweeps.search_file import Search, from_json
+from sweeps.search_file import Search, folder_of, read
 from sweeps.search_trial import Trial, ensure, make_trial, score
 from sweeps.worker import CountingStore, Work
 
-DECLARATION = "search.json"
 _POLL = 2.0  # seconds between two looks at whether the last trials have ended
 
 
@@ -46,16 +44,6 @@ class SearchWork(Work):
         states = [self.folder.state(n) for n in range(self.first, self.number)]
         dead = sum(state is not None and state.state == FAILED for state in states)
         return self.number < self.first + self.workers + dead
-
-
-def folder_of(store: Store, search: str) -> Path:
-    """The folder of a search."""
-    return store.root / ".sweeps" / "searches" / search
-
-
-def read(folder: Path) -> Search:
-    """The search that was begun in a folder."""
-    return from_json(json.loads((folder / DECLARATION).read_text())["search"])
 
 
 class Worker:
