@@ -131,7 +131,8 @@ def load_launcher(name_or_path: str, changes: Sequence[str] = ()) -> Launcher:
         assert isinstance(launcher, Launcher)
         _check(launcher)
     except OmegaConfBaseException as error:
-        raise UserError(f"launcher: {str(error).splitlines()[0]}") from error
+        where = f"launcher: {error.full_key}" if error.full_key else "launcher"
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
     return launcher
 
 

@@ -114,6 +114,7 @@ def _hire(begun: Begun, workers: Workers) -> Crew | None:
     missing = [stage for stage in workers.common if store.find(stage.kind, stage.key) is None]
     common = tuple(missing) if isinstance(launcher, Slurm) else ()
     crew = Crew(begun, workers, records.create(_launch(begun, workers, wanted)), wanted, common)
+    search_records.write_study(records, crew.folder.id, begun.search, begun.study(), begun.folder)
     if isinstance(launcher, Slurm):
         _to_slurm(crew, launcher)
     elif isinstance(launcher, Local):

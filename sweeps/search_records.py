@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from iris import compose
 from iris.store import Store
 from sweeps.records import Records
-from sweeps.search_book import Book
 from sweeps.search_file import Search
 
 
@@ -18,11 +18,11 @@ def study_name(search: Search) -> str:
     return f"search-{search.name}"
 
 
-def write_study(records: Records, launch: str, book: Book) -> None:
-    """Write down the trials, as they are now, as the experiments of a study."""
-    with book.gate:
-        trials = [trial for trial in book.study.get_trials(deepcopy=False) if _shown(trial)]
-        records.write_study(study_name(book.search), launch, [_point(book.search, trial) for trial in trials])
+def write_study(records: Records, launch: str, search: Search, study: optuna.Study, folder: Path) -> None:
+    """Write down the trials of the search in `folder`, as they are now, as the experiments of a study."""
+    with FileLock(folder / "gate.lock", thread_local=False):
+        trials = [trial for trial in study.get_trials(deepcopy=False) if _shown(trial)]
+        records.write_study(study_name(search), launch, [_point(search, trial) for trial in trials])
 
 
 def _shown(trial: FrozenTrial) -> bool:

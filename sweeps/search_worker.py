@@ -110,7 +110,8 @@ class Worker:
     def _show(self, book: Book | None) -> None:
         """Let `status` know how the trials stand."""
         if book:
-            search_records.write_study(Records(self.context.store), self.work.launch, book)
+            records = Records(self.context.store)
+            search_records.write_study(records, self.work.launch, self.search, book.study, self.folder)
 
     def _trial(self, turn: Turn, book: Book | None) -> None:
         trial = make_trial(self.search, turn.overrides)

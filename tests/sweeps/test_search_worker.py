@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from iris import compose, interruption, run
 from iris.interruption import Interrupted
+from sweeps import __main__ as command
 from sweeps import local
 from sweeps.board import Task
 from sweeps.launchers import load_launcher
@@ -56,6 +57,7 @@ def test_thirty_trials_with_four_workers_and_random_kills(tmp_path: Path, capsys
     path = write_search(tmp_path, trials=30)
     assert search(path, "launcher=local", "workers=4") == 0
     assert "4 local workers of search mine for 30 trials" in capsys.readouterr().out
+    assert command.main(["status", "study=search-mine", f"store={tmp_path}/store"]) == 0, "before there is a trial"
     dice, kills, deadline = random.Random(0), 0, time.monotonic() + 1500  # only against hanging
     launches = Records(begun(path).store).launches()
     while launches[0].held("scheduler") and time.monotonic() < deadline:
