@@ -31,6 +31,7 @@ from .daemon import alive, wait_for
 ROOT = Path(__file__).parents[2]
 QUICK = ("MessageTimeout=5", "SlurmdTimeout=15")  # of the cluster: a lost node is noticed soon
 _LYING = 300.0  # seconds after which Slurm has noticed a death, and the next run has said that it runs
+_SOON = 10.0  # seconds in which a job starts that was told to
 _PATIENCE = 600.0  # seconds without any news after which something hangs
 _DONE = re.compile(r"INFO iris: done (\S+ \S+) in")
 
@@ -45,6 +46,7 @@ class Storm:
         self.dice = random.Random(seed)
         self.records = Records(store)
         self.doubted: dict[int, float] = {}  # processes that are dead and said to run, since when
+        self.told: dict[str, float] = {}  # jobs to start soon, and when they were told
         self.log: list[str] = []
 
     def faults(self) -> list[Callable[[], None]]:
@@ -130,7 +132,9 @@ class Storm:
         for job in self.cluster.jobs().values():
             with contextlib.suppress(subprocess.CalledProcessError):  # it has just started, or was cancelled
                 if job.state == "PENDING" and job.reason == "BeginTime":
-                    self.cluster.start_now(job.id)
+                    if time.monotonic() - self.told.get(job.id, 0.0) > _SOON:
+                        self.told[job.id] = time.monotonic()
+                        self.cluster.start_now(job.id)
                 elif "held" in job.reason and job.reason != "JobHeldUser":
                     self.resume_nodes()
                     self.cluster.run("scontrol", "release", job.id)
