@@ -56,11 +56,11 @@ def test_a_search_loses_workers_and_no_trial(
     dice, kills, deadline = random.Random(0), 0, time.monotonic() + 1500  # only against hanging
     while live(path):
         assert time.monotonic() < deadline
-        time.sleep(1)
+        time.sleep(0.5)
         if kills < 8 and len(running := workers(folder)) > 1:
             os.kill(dice.choice(running), signal.SIGKILL)
             kills += 1
-            time.sleep(3)
+            time.sleep(1)
     assert kills == 8
     records = Records(begun(path).store)
     standings = [Standings(records, begun(path).store).of(folder, job) for job in folder.jobs()]
