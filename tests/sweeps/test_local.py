@@ -188,7 +188,8 @@ def test_a_failure_in_the_background_is_said(tmp_path: Path) -> None:
     report = run(Request(plan), LOCAL, store)
     assert report.folder and states(report.folder) == [FAILED]
     assert "holds no file" in errors(report.folder)[0]
-    assert "UserError" in (report.folder.logs / "0_0_log.err").read_text()
+    log = report.folder.logs / "0_0_log.err"
+    wait_for(lambda: "UserError" in log.read_text())  # written once the state is
 
 
 def test_local_gives_the_files_of_inline(undisturbed: Path, tmp_path: Path) -> None:
