@@ -1,6 +1,7 @@
 """python -m analysis COMMAND study=NAME [store=FOLDER] [key=value …]
 
-  table study=NAME [by=task]       scores, by=task, iteration, size, cost or state; published=true adds the papers'
+  table study=NAME [by=task]       scores, by=task, iteration, size, cost, state or (of a search) trial;
+                                   published=true adds the papers'
   differences study=NAME           every method against baseline=METHOD: interval, tests, effect
   efficiency study=NAME            what annotations buy; claim=iris@26k:sft@200k compares two points
   figures study=NAME               all figures as PNG, SVG and PDF

@@ -1,7 +1,7 @@
 """What is compared: arms, experiments that differ in nothing but seed and data size, with their scores by seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from iris.errors import UserError, nearest
 
 CONTINUED = "sft continued"  # the method `sft` goes on from the policy `sft`
 FINAL = "final"
+_NO_DOCUMENTS = pd.Series(dtype=float)
 
 
 def labels(frames: Frames) -> pd.Series:
@@ -108,17 +109,30 @@ class Table:
         return statistics.paired(ours.reindex(seeds).to_numpy(float), theirs.reindex(seeds).to_numpy(float))
 
     def compare_documents(self, arm: str, baseline: str, size: float, task: str) -> Comparison:
-        """The same on the documents that both evaluations of each common seed have."""
-        ours, theirs = (self._some(name, size, task, FINAL) for name in (arm, baseline))
-        both = ours.merge(theirs, on="seed", suffixes=("", " "))
-        both = both[both["value"].notna() & both["value "].notna()]
-        wanted = [*both["evaluation"], *both["evaluation "]]
-        samples = self.frames.samples(task, self.frames.scores["evaluation"].isin(wanted))
-        values = samples.pivot(index=["document", "text"], columns="evaluation", values="value").dropna()
-        if len(values) < samples.groupby("evaluation", observed=True).size().max():
-            raise UserError(f"{task}: {arm} and {baseline} were not evaluated on the same documents.")
-        sides = (values[list(names)].to_numpy(float).T for names in (both["evaluation"], both["evaluation "]))
-        return statistics.paired_documents(*sides)
+        """The same over documents. Seeds without any, or with others than the rest, are left out, as `note` says."""
+        sides = [self.select(name, size, task) for name in (arm, baseline)]
+        found = [side.evaluations[side.scores.notna()] for side in sides]
+        seeds = found[0].index.union(found[1].index)
+        samples = [[self._documents(one.get(seed), task) for seed in seeds] for one in found]
+        if not (found[0].index.intersection(found[1].index)).size:
+            return Comparison(np.nan, 0)
+        every = [one for side in samples for one in side if len(one)]
+        most = max(every, key=len, default=_NO_DOCUMENTS)
+        values = np.array([[_values_on(most, one) for one in side] for side in samples]).reshape(
+            2, len(seeds), len(most)
+        )
+        compared = statistics.paired_documents(*values)
+        others = sum(not one.index.equals(most.index) for one in every)
+        notes = [compared.note, f"evaluated on other documents: {others} of {len(every)}" if others else ""]
+        return replace(compared, note="; ".join(filter(None, notes)))
+
+    def _documents(self, evaluation: str | None, task: str) -> pd.Series:
+        return _NO_DOCUMENTS if evaluation is None else self.frames.documents(evaluation, task)
+
+
+def _values_on(most: pd.Series, one: pd.Series) -> np.ndarray[Any, Any]:
+    values = one if one.index.equals(most.index) else most * np.nan
+    return values.to_numpy(float)
 
 
 def table(frames: Frames) -> Table:

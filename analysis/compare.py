@@ -86,7 +86,7 @@ def differences(a: Side, b: Side) -> Sheet:
         raise UserError(f"{a.name} and {b.name} have no method, number of annotations, task and seed in common.")
     adjusted = statistics.holm([found.p for *_, found in results])
     rows = [
-        [head(arm), size_cell(size), Cell(task), *compared(c, p)[:-1]]
+        [head(arm), size_cell(size), head(task), *compared(c, p)[:-1]]
         for (arm, size, task, c), p in zip(results, adjusted, strict=True)
     ]
     same = all(c.difference == 0 for *_, c in results)
@@ -110,7 +110,8 @@ def _provenance(a: Side, b: Side) -> Sheet:
         if left.get(key) != right.get(key):
             rows.append([Cell(key, kind="head"), Cell(left.get(key, "–")), Cell(right.get(key, "–"))])
     notes = [] if rows else ["Both were computed by the same code, packages and devices."]
-    return Sheet("What differs", ["what", a.name, b.name], rows, notes)
+    other = b.name if b.name != a.name else f"{b.name}, again"
+    return Sheet("What differs", ["what", a.name, other], rows, notes)
 
 
 def _facts(frames: Frames) -> dict[str, str]:

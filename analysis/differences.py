@@ -8,9 +8,9 @@ import numpy as np
 from analysis import statistics
 from analysis.arms import Table
 from analysis.index import AVERAGE
-from analysis.sheet import Cell, Sheet, signed
+from analysis.sheet import NONE, Cell, Sheet, signed
 from analysis.statistics import Comparison
-from analysis.tables import ALPHA, NONE, head, number, size_cell
+from analysis.tables import ALPHA, head, number, size_cell
 
 Result = tuple[str, float, str, Comparison]
 COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "effect", "seeds", "documents", "note"]
@@ -21,11 +21,11 @@ def differences(found: Table, baseline: str) -> Sheet:
 
     p values are adjusted for all comparisons of the sheet (Holm).
     """
-    results = [result for result in _results(found, baseline) if result[3].n]
+    results = [result for result in _results(found, baseline) if result[3].n or result[3].documents]
     adjusted = statistics.holm([result[3].p for result in results])
     marks = _marks(results)
     rows = [
-        [head(arm), size_cell(size), Cell(task), *compared(c, p), Cell(marks.get(c.note, ""))]
+        [head(arm), size_cell(size), head(task), *compared(c, p), Cell(" ".join(marks[n] for n in _parts(c.note)))]
         for (arm, size, task, c), p in zip(results, adjusted, strict=True)
     ]
     first = f"Points of percent, minus '{baseline}'; p (Holm) holds for all {len(results)} comparisons together."
@@ -48,18 +48,24 @@ def _results(found: Table, baseline: str) -> Iterator[Result]:
 
 
 def _marks(results: list[Result]) -> dict[str, str]:
-    """A letter for each note; what is said often is said once."""
-    notes = dict.fromkeys(c.note for *_, c in results if c.note)
+    """A letter for each part of a note; what is said often is said once."""
+    notes = dict.fromkeys(part for *_, c in results for part in _parts(c.note))
     letters = (a + b for a in ("", *ascii_lowercase) for b in ascii_lowercase)
     return dict(zip(notes, letters, strict=False))
 
 
+def _parts(note: str) -> list[str]:
+    return note.split("; ") if note else []
+
+
 def compared(found: Comparison, adjusted: float) -> list[Cell]:
     """The cells of a comparison, in the order of the columns; bold where the adjusted p is below 5 %."""
-    there = not np.isnan(found.low)
-    interval = Cell(f"{signed(100 * found.low, 1)} … {signed(100 * found.high, 1)}", 100 * found.low) if there else NONE
+    low, high = 100 * found.low, 100 * found.high
+    interval = NONE if np.isnan(low) else Cell(f"{signed(low, 1)} … {signed(high, 1)}", low, ends=(low, high))
     return [
-        Cell(signed(100 * found.difference, 2), 100 * found.difference, bold=bool(adjusted < ALPHA)),
+        NONE
+        if np.isnan(found.difference)
+        else Cell(signed(100 * found.difference, 2), 100 * found.difference, bold=bool(adjusted < ALPHA)),
         interval,
         *(NONE if np.isnan(p) else Cell(f"{p:.3f}" if p >= 0.001 else "< 0.001", p) for p in (found.p, adjusted)),
         NONE if np.isnan(found.effect) else Cell(f"{found.effect:+.2f}", found.effect),

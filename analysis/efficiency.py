@@ -11,9 +11,9 @@ from analysis import statistics
 from analysis.arms import Arm, Table
 from analysis.differences import COLUMNS, compared
 from analysis.index import AVERAGE
-from analysis.sheet import Cell, Sheet
+from analysis.sheet import NONE, Cell, Sheet
 from analysis.statistics import LEVEL, Comparison
-from analysis.tables import NONE, size_cell
+from analysis.tables import size_cell
 from iris.config import parse_size
 from iris.errors import UserError, nearest
 
@@ -165,7 +165,7 @@ def _claimed(claim: Claim, adjusted: float) -> list[Cell]:
     return [
         Cell(claim.arm, kind="head"),
         size_cell(claim.size),
-        Cell(claim.other),
+        Cell(claim.other, kind="head"),
         size_cell(claim.other_size),
         *compared(claim.seeds, adjusted)[:-1],
         NONE if np.isnan(sure) else Cell(f"{sure:.2f}", sure),
@@ -191,8 +191,8 @@ def savings(found: Efficiency, baseline: str) -> Sheet:
             [
                 Cell(arm, kind="head"),
                 Cell(text, need.annotations) if known else Cell(text, kind="missing"),
-                Cell(interval) if not np.isnan(need.low) and not np.isinf(need.low) else Cell("–", kind="missing"),
-                Cell(f"{saved:,.0f}", saved) if known else Cell("–", kind="missing"),
+                Cell(interval, need.low, ends=(need.low, need.high)) if np.isfinite(need.low) else NONE,
+                Cell(f"{saved:,.0f}", saved) if known else NONE,
             ]
         )
     head = ["method", "annotations needed", "95 % interval", "saved"]

@@ -1,4 +1,5 @@
 """Figures of a study: scores by iteration, by annotations, by cost and by task; α and the gap; log-ratios and weights.
+Of a search, whose trials are too many for curves, what it has found.
 
 Each takes frames and returns a figure, or None where the study has nothing to show. What is not there is counted below
 the panels. Scores are percentages, bars 95 % t-intervals over seeds.
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
-from analysis import curves
+from analysis import curves, search
 from analysis.curves import REFERENCES, over_seeds
 from analysis.frames import Frames
 from analysis.index import AVERAGE
@@ -110,6 +111,8 @@ def ratios(frames: Frames) -> Figure | None:
     handles: dict[str, Line2D] = {}
     for row in rows:
         handles |= curves.step_curves(steps, row, labels, axes, row)
+        if row.endswith("_share"):  # shares of nearly 1 are not to look like a fall
+            axes[labels.panels[0], row].set_ylim(min(0.9, means[row].min() - 0.05), 1.02)
     legend(figure, {name: handles[name] for name in labels.styles if name in handles})
     without = ", ".join(name for name in labels.styles if name not in handles)
     gone = steps.missing(curves.averages(frames, labels), next(iter(rows)))
@@ -120,7 +123,8 @@ def ratios(frames: Frames) -> Figure | None:
 
 def _by_iteration(labels: Labels, rows: Mapping[str, str], height: float) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     figure, axes = sheet(labels.panels, rows, "Iteration", height, width=labels.width)
-    next(iter(axes.values())).xaxis.set_major_locator(MaxNLocator(integer=True))  # all share it
+    first = next(iter(axes.values()))  # all share its x
+    first.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure, axes
 
 
@@ -219,6 +223,11 @@ def _heat(axes: Axes, table: pd.DataFrame, shades: ScalarMappable, signed: bool)
         text = "–" if np.isnan(value) else f"{rounded:{'+' if signed else ''}.1f}".replace("-", "−")
         dark = not np.isnan(value) and np.dot(shades.to_rgba(value)[:3], (0.299, 0.587, 0.114)) < 0.5
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if dark else "black")
+
+
+def of(frames: Frames) -> dict[str, Draw]:
+    """The figures for a study: for a search, its own alone."""
+    return FIGURES if search.trials(frames) is None else {"search": search.figure}
 
 
 FIGURES: dict[str, Draw] = {

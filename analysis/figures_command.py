@@ -6,8 +6,7 @@ Writes every figure that the study has something for as PNG, SVG and PDF, by def
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import options, style
-from analysis.figures import FIGURES
+from analysis import figures, options, style
 from iris.errors import UserError
 
 
@@ -19,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     given = options.read(arguments, ("out",))
     frames = options.frames(given)
     folder = Path(given.settings.get("out", f"outputs/analysis/{frames.study}")).expanduser()
-    for name, draw in FIGURES.items():
+    for name, draw in figures.of(frames).items():
         figure = draw(frames)
         if figure is None:
             print(f"{name}: nothing to show")

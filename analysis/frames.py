@@ -39,7 +39,7 @@ class Frames:
     varying: list[str]  # the columns of override keys that differ between experiments
     stages: pd.DataFrame  # of the index, those of this study
     damaged: frozenset[str]  # stages (kind/key) that do not match their checksums
-    _documents: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+    _documents: dict[str, dict[Any, pd.Series]] = field(default_factory=dict, repr=False, compare=False)
 
     def cells(self) -> pd.DataFrame:
         """One row per experiment × policy: is it there, and what did it cost. Evaluations of a share are left out."""
@@ -70,20 +70,23 @@ class Frames:
     def samples(self, task: str, where: pd.Series | None = None) -> pd.DataFrame:
         """The main metric of every document of a task, for the evaluations in some rows of `scores`.
 
-        Columns: evaluation, document, text (hash of what was asked), metric, value. Each evaluation once.
+        Columns: evaluation, document, text (hash of what was asked), value. Each evaluation once.
         """
         rows = self.scores if where is None else self.scores[where]
         chosen = rows[(rows["task"] == task) & rows["main"] & rows["value"].notna()]["evaluation"].unique()
-        found = [self.documents(evaluation, task).assign(evaluation=evaluation) for evaluation in chosen]
-        columns = ["evaluation", "document", "text", "metric", "value"]
+        found = [self.documents(evaluation, task).reset_index().assign(evaluation=evaluation) for evaluation in chosen]
+        columns = ["evaluation", "document", "text", "value"]
         return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
-    def documents(self, evaluation: str, task: str) -> pd.DataFrame:
-        """The same of one evaluation (kind/key), without its name; empty where its samples are damaged."""
+    def documents(self, evaluation: str, task: str) -> pd.Series:
+        """The main metric of each document of an evaluation (kind/key) and task, by number and hash of what was asked.
+
+        Empty where the samples are damaged.
+        """
         if evaluation not in self._documents:
-            self._documents[evaluation] = index.samples(self.store, evaluation)
-        found = self._documents[evaluation]
-        return found[found["task"] == task].drop(columns="task")
+            read = index.samples(self.store, evaluation).set_index(["document", "text"]).sort_index()
+            self._documents[evaluation] = dict(iter(read.groupby("task", observed=True)["value"]))
+        return self._documents[evaluation].get(task, pd.Series(dtype=float))
 
 
 def load(study: str, store: Store | str | None = None, *, rebuild: bool = False) -> Frames:

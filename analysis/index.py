@@ -43,7 +43,7 @@ SCORES = pa.schema(
         **dict.fromkeys(("value", "stderr", "documents"), _NUMBER),
     }
 )
-SAMPLES = pa.schema({"task": _CODED, "document": pa.int64(), "text": _TEXT, "metric": _CODED, "value": _NUMBER})
+SAMPLES = pa.schema({"task": _CODED, "document": pa.int64(), "text": _TEXT, "value": _NUMBER})
 AVERAGE = "average"  # the task that stands for the mean of all main metrics
 _SAID = ("code", "packages", "python", "host", "device", "platform", "harness")
 _STDERR = re.compile(r"_stderr(?=,|$)")
@@ -198,7 +198,7 @@ def _samples(task: str, metric: str, text: bytes) -> Iterator[Row]:
         sample = json.loads(line)
         if metric in sample["metrics"]:
             asked = hashlib.sha256(sample["text"].encode()).hexdigest()[:16]
-            yield task, sample["doc_id"], asked, metric, float(sample["metrics"][metric])
+            yield task, sample["doc_id"], asked, float(sample["metrics"][metric])
 
 
 # --- the tables on disk

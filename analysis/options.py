@@ -61,14 +61,13 @@ def show(given: Arguments, sheets: Sequence[Sheet]) -> None:
     out = given.settings.get("out")
     if out is None:
         console = Console(highlight=False)
-        for each in sheets:
-            console.print(sheet.to_rich(each, console.width))
+        for number, each in enumerate(sheets):
+            console.print(*([""] if number else []), sheet.to_rich(each, console.width), sep="\n")
         return
     path = Path(out).expanduser()
     if path.suffix == ".parquet":
-        single = [pd.read_csv(io.StringIO(sheet.to_csv(each))).assign(table=each.title) for each in sheets]
         content = io.BytesIO()
-        pd.concat(single).to_parquet(content, index=False)
+        pd.concat(map(sheet.to_frame, sheets)).to_parquet(content, index=False)
         write(path, content.getvalue())
     else:
         write(path, "\n".join(str(_TEXTS[path.suffix](each)) for each in sheets).encode())

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis import arms, efficiency, options, statistics, style, tables
+from analysis import arms, efficiency, figures, options, search, statistics, style, tables
 from analysis.arms import Table
 from analysis.differences import differences
-from analysis.figures import FIGURES
 from analysis.frames import Frames
 from analysis.page import Picture, Section, page
 from analysis.sheet import Cell, Sheet
@@ -22,12 +21,13 @@ from iris.errors import UserError
 from sweeps.records import Records
 
 _CAPTIONS = {
-    "iterations": "The average by iteration; bands are 95 % intervals over seeds.",
+    "iterations": "The average by iteration; bars are 95 % intervals over seeds.",
     "efficiency": "The average after the last iteration over the number of annotations.",
     "alpha": "α and the gap that it follows.",
     "ratios": "Log-ratios of annotated and synthetic responses; how many samples of a batch their weights amount to.",
     "cost": "What an experiment has cost and the average that it reached; the line joins what nothing beats in both.",
     "tasks": "Scores by task.",
+    "search": "The trials by number with the best so far, and by rung: pruned ones in grey, the best one in red.",
 }
 
 
@@ -51,24 +51,25 @@ def report(frames: Frames, baseline: str | None = None) -> str:
     found = arms.table(frames)
     against = arms.baseline(found, baseline)
     sections = [section for section in _sections(found, against) if section.sheets or section.pictures or section.text]
-    states = frames.experiments["state"].value_counts()
-    total = len(frames.experiments)
-    question = (
-        f"{total} experiments: which of {len(found.methods)} methods is better, by how much, how sure is that, and "
-        f"what did it cost? Compared with '{against}'."
-    )
     footer = f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC from {frames.store.root}."
-    return page(
-        f"Study {frames.study}", question, list(_warnings(frames, int(states.get("done", 0)))), sections, footer
-    )
+    return page(f"Study {frames.study}", _question(found, against), list(_warnings(frames)), sections, footer)
 
 
-def _warnings(frames: Frames, done: int) -> Iterator[str]:
-    total = len(frames.experiments)
-    if done < total:
-        counts = frames.experiments["state"].value_counts()
-        parts = ", ".join(f"{n} {state}" for state, n in counts.items() if state != "done")
-        yield f"{total - done} of {total} experiments are not finished ({parts}): what stands below leaves them out."
+def _question(found: Table, baseline: str) -> str:
+    total = len(found.frames.experiments)
+    if search.trials(found.frames):
+        return f"{total} trials of a search: which configuration is best, and how much of its score is luck?"
+    which = f"which of {len(found.methods)} methods is better, by how much, how sure is that, and what did it cost?"
+    return f"{total} experiments: {which} Compared with '{baseline}'."
+
+
+def _warnings(frames: Frames) -> Iterator[str]:
+    total, counts = len(frames.experiments), frames.experiments["state"].value_counts()
+    ended = ("done", "pruned") if search.trials(frames) else ("done",)  # pruning is what a search is for
+    left = {str(state): int(n) for state, n in counts.items() if state not in ended}
+    if left:
+        parts = ", ".join(f"{n} {state}" for state, n in left.items())
+        yield f"{sum(left.values())} of {total} experiments are not finished ({parts}): they are left out below."
     if frames.damaged:
         yield f"Stages that do not match their checksums and are left out: {len(frames.damaged)}."
     seeds = frames.experiments.groupby("method", observed=True)["seed"].nunique()
@@ -79,6 +80,20 @@ def _warnings(frames: Frames, done: int) -> Iterator[str]:
 
 
 def _sections(found: Table, baseline: str) -> Iterator[Section]:
+    frames, cost = found.frames, Section("Cost", sheets=[tables.cost(found)], pictures=_pictures(found.frames, "cost"))
+    of_search = search.trials(frames)
+    if of_search is None:
+        yield from _comparison(found, baseline)
+    else:
+        yield Section("Trials", sheets=[search.sheet(of_search)], pictures=_pictures(frames, "search"))
+    yield cost
+    if of_search is None:
+        yield Section("Completeness", sheets=[tables.completeness(found)])
+    yield Section("Provenance", sheets=[_provenance(frames), *_revisions(frames)])
+    yield Section("How to get every number again", text=_TEXT, commands=_commands(frames, baseline))
+
+
+def _comparison(found: Table, baseline: str) -> Iterator[Section]:
     frames = found.frames
     yield Section("Scores", sheets=[tables.scores(found)], pictures=_pictures(frames, "tasks"))
     yield Section(f"Differences from {baseline}", sheets=[differences(found, baseline)])
@@ -89,10 +104,6 @@ def _sections(found: Table, baseline: str) -> Iterator[Section]:
             sheets += [efficiency.claims(curves, baseline), efficiency.savings(curves, baseline)]
         yield Section("Data efficiency", sheets=sheets, pictures=_pictures(frames, "efficiency"))
     yield Section("Training", pictures=_pictures(frames, "alpha", "ratios"))
-    yield Section("Cost", sheets=[tables.cost(found)], pictures=_pictures(frames, "cost"))
-    yield Section("Completeness", sheets=[tables.completeness(found)])
-    yield Section("Provenance", sheets=[_provenance(frames), *_revisions(frames)])
-    yield Section("How to get every number again", text=_TEXT, commands=_commands(frames, baseline))
 
 
 _TEXT = (
@@ -102,7 +113,8 @@ _TEXT = (
 
 
 def _pictures(frames: Frames, *names: str) -> list[Picture]:
-    drawn = {name: FIGURES[name](frames) for name in names}
+    known = figures.of(frames)
+    drawn = {name: known[name](frames) for name in names if name in known}
     return [Picture(name, style.svg(figure), _CAPTIONS[name]) for name, figure in drawn.items() if figure is not None]
 
 
@@ -158,7 +170,8 @@ def _commands(frames: Frames, baseline: str) -> list[str]:
     commands = []
     if record.get("launch"):
         launch = Records(frames.store).folder(record["launch"]).launch()
-        commands.append(shlex.join(["python", "-m", "sweeps", *launch.command[1:]]))
+        verb = "search" if search.trials(frames) else "launch"
+        commands.append(shlex.join(["python", "-m", "sweeps", verb, *launch.command]))
     for command in (
         ["table"],
         *(["table", f"by={by}"] for by in list(tables.SHEETS)[1:]),

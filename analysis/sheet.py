@@ -8,7 +8,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.cells import cell_len
@@ -22,12 +24,16 @@ _GAP = 2  # between two columns of a terminal
 
 @dataclass(frozen=True)
 class Cell:
-    """An entry. Rows are put in order by `sort`, or else by `text`; `kind` is '', 'missing' or 'head' (of its row)."""
+    """An entry. Rows are put in order by `sort`, or else by `text`; `kind` is '', 'missing' or 'head' (of its row).
+
+    `ends` are those of an interval that the text tells of.
+    """
 
     text: str
     sort: float | str | None = None
     bold: bool = False
     kind: str = ""
+    ends: tuple[float, float] | None = None
 
     @property
     def missing(self) -> bool:
@@ -38,6 +44,9 @@ class Cell:
     def number(self) -> float | None:
         """The number it counts as."""
         return None if self.missing or isinstance(self.sort, str) else self.sort
+
+
+NONE = Cell("–", kind="missing")
 
 
 @dataclass(frozen=True)
@@ -100,12 +109,42 @@ def _json(number: float) -> str:
 
 
 def to_csv(sheet: Sheet) -> str:
-    """Numbers in full where a cell has one, else its text. Title and notes are left out."""
+    """Numbers in full where a cell has one, else its text, but for –. Title and notes are left out."""
+    columns = _columns(sheet, said=True)
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow(sheet.columns)
-    table.writerows([cell.text if cell.number is None else cell.number for cell in row] for row in sheet.rows)
+    table.writerow(columns)
+    table.writerows(zip(*columns.values(), strict=True))
     return file.getvalue()
+
+
+def to_frame(sheet: Sheet) -> pd.DataFrame:
+    """The same as a frame, with the title as the column `table`: nothing where cells are missing, so numbers stay so."""
+    frame = pd.DataFrame(_columns(sheet, said=False), dtype=object)
+    for name, values in frame.items():
+        texts = any(isinstance(value, str) for value in values)
+        frame[name] = values.astype("str" if texts else "float64")
+    return frame.assign(table=sheet.title)
+
+
+def _columns(sheet: Sheet, said: bool) -> dict[str, list[Any]]:
+    """What cells count as (missing ones: what is `said` of them); the ends of intervals in columns of their own."""
+    columns: dict[str, list[Any]] = {}
+    for n, name in enumerate(sheet.columns):
+        cells = [row[n] for row in sheet.rows]
+        columns[name] = [_value(cell, said) for cell in cells]
+        if any(cell.ends for cell in cells):
+            low, high = ([cell.ends[end] if cell.ends else None for cell in cells] for end in (0, 1))
+            if columns[name] == low:  # an interval and nothing else
+                del columns[name]
+            columns |= {f"{name} low": low, f"{name} high": high}
+    return columns
+
+
+def _value(cell: Cell, said: bool) -> float | str | None:
+    if cell.missing:
+        return cell.text if said and cell.text != NONE.text else None
+    return cell.text if cell.number is None else cell.number
 
 
 def to_markdown(sheet: Sheet) -> str:

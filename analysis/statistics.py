@@ -96,7 +96,7 @@ def paired_documents(ours: ArrayLike, theirs: ArrayLike) -> Comparison:
     p, test = _flips(x)
     test = "exact McNemar test" if n == 1 and np.isin(scores, (0, 1)).all() else test
     low, high, above = _bootstrap(d)
-    few = f"too few documents differ: {np.count_nonzero(x)} of {m:,}" if np.count_nonzero(x) < MIN_DOCUMENTS else ""
+    few = f"too few documents differ: fewer than {MIN_DOCUMENTS}" if np.count_nonzero(x) < MIN_DOCUMENTS else ""
     unsure = "these models differ, further seeds may not" if n > 1 and p < 1 - LEVEL and low <= 0 <= high else ""
     note = _note(n, sides.shape[1], few, unsure)
     return Comparison(float(d.mean()), n, low, high, p, _effect(x), above, test, m, note)

@@ -1,6 +1,6 @@
 """python -m analysis table|differences|efficiency study=NAME [store=FOLDER] [out=FILE] [--rebuild]
 
-  table by=task|iteration|size|cost|state [published=true]
+  table by=task|iteration|size|cost|state|trial [published=true]
   differences [baseline=METHOD]
   efficiency [baseline=METHOD] [task=TASK] [claim=METHOD@ANNOTATIONS:METHOD@ANNOTATIONS]
 
@@ -9,7 +9,7 @@ The baseline is the method `sft` unless another is named. --rebuild reads all ma
 
 from collections.abc import Sequence
 
-from analysis import arms, efficiency, options, published, tables
+from analysis import arms, efficiency, options, published, search, tables
 from analysis.arms import Table
 from analysis.differences import differences
 from analysis.index import AVERAGE
@@ -39,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _table(found: Table, given: Arguments) -> list[Sheet]:
-    sheets = [tables.SHEETS[options.choice(given, "by", list(tables.SHEETS))](found)]
+    default = "task" if search.trials(found.frames) is None else "trial"
+    sheets = [tables.SHEETS[given.settings.get("by", default)](found)]
     return [*sheets, published.sheet()] if options.flag(given, "published") else sheets
 
 

@@ -6,14 +6,14 @@ from typing import cast
 
 import numpy as np
 
-from analysis import arms, statistics
+from analysis import arms, search, statistics
 from analysis.arms import Arm, Table
 from analysis.cells import START
 from analysis.frames import Frames
 from analysis.index import AVERAGE
-from analysis.sheet import Cell, Sheet, signed
+from analysis.sheet import NONE, Cell, Sheet, signed
+from iris.errors import UserError
 
-NONE = Cell("–", kind="missing")
 ALPHA = 1 - statistics.LEVEL
 _MANY = 5  # methods from which on the best one is said to be chosen
 
@@ -112,7 +112,7 @@ def head(text: str) -> Cell:
 
 def size_cell(size: float) -> Cell:
     """A number of annotations."""
-    return NONE if np.isnan(size) else Cell(f"{size:,.0f}", size)
+    return NONE if np.isnan(size) else Cell(f"{size:,.0f}", size, kind="head")
 
 
 def number(value: int) -> Cell:
@@ -129,9 +129,10 @@ def _score(one: Arm, *, bold: bool = False) -> Cell:
     found = one.interval
     if not found.n:
         return NONE
-    half = f" ± {100 * (found.high - found.mean):.1f}" if not np.isnan(found.high) else ""
+    ends = None if np.isnan(found.high) else (100 * found.low, 100 * found.high)
+    half = f" ± {100 * (found.high - found.mean):.1f}" if ends else ""
     star = "*" if one.missing else ""
-    return Cell(f"{100 * found.mean:.1f}{half}{star}", 100 * found.mean, bold)
+    return Cell(f"{100 * found.mean:.1f}{half}{star}", 100 * found.mean, bold, ends=ends)
 
 
 def _changed(one: Arm, before: Arm) -> Cell:
@@ -184,6 +185,14 @@ def _notes(found: Table, *, bold: bool = False) -> list[str]:
     return notes
 
 
+def trials(found: Table) -> Sheet:
+    """The trials of a search, the best first. Raises UserError for any other study."""
+    of_search = search.trials(found.frames)
+    if of_search is None:
+        raise UserError(f"by=trial: {found.frames.study} is no search.")
+    return search.sheet(of_search)
+
+
 Maker = Callable[[Table], Sheet]
 # What `python -m analysis table by=…` can show.
 SHEETS: dict[str, Maker] = {
@@ -192,4 +201,5 @@ SHEETS: dict[str, Maker] = {
     "size": sizes,
     "cost": cost,
     "state": completeness,
+    "trial": trials,
 }
