@@ -117,12 +117,11 @@ class Table:
         if not (found[0].index.intersection(found[1].index)).size:
             return Comparison(np.nan, 0)
         every = [one for side in samples for one in side if len(one)]
-        most = max(every, key=len, default=_NO_DOCUMENTS)
-        values = np.array([[_values_on(most, one) for one in side] for side in samples]).reshape(
-            2, len(seeds), len(most)
-        )
+        asked = _most_common([one.index for one in every])
+        shape = (2, len(seeds), len(asked))
+        values = np.array([[_on(asked, one) for one in side] for side in samples]).reshape(shape)
         compared = statistics.paired_documents(*values)
-        others = sum(not one.index.equals(most.index) for one in every)
+        others = sum(not one.index.equals(asked) for one in every)
         notes = [compared.note, f"evaluated on other documents: {others} of {len(every)}" if others else ""]
         return replace(compared, note="; ".join(filter(None, notes)))
 
@@ -130,9 +129,14 @@ class Table:
         return _NO_DOCUMENTS if evaluation is None else self.frames.documents(evaluation, task)
 
 
-def _values_on(most: pd.Series, one: pd.Series) -> np.ndarray[Any, Any]:
-    values = one if one.index.equals(most.index) else most * np.nan
-    return values.to_numpy(float)
+def _most_common(documents: Sequence[pd.Index]) -> pd.Index:
+    same = [sum(one.equals(other) for other in documents) for one in documents]
+    return documents[int(np.argmax(same))] if documents else _NO_DOCUMENTS.index
+
+
+def _on(documents: pd.Index, values: pd.Series) -> np.ndarray[Any, Any]:
+    same = values.index.equals(documents)
+    return values.to_numpy(float) if same else np.full(len(documents), np.nan)
 
 
 def table(frames: Frames) -> Table:

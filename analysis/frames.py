@@ -39,7 +39,7 @@ class Frames:
     varying: list[str]  # the columns of override keys that differ between experiments
     stages: pd.DataFrame  # of the index, those of this study
     damaged: frozenset[str]  # stages (kind/key) that do not match their checksums
-    _documents: dict[str, dict[Any, pd.Series]] = field(default_factory=dict, repr=False, compare=False)
+    _documents: dict[str, dict[Any, pd.Series]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def cells(self) -> pd.DataFrame:
         """One row per experiment × policy: is it there, and what did it cost. Evaluations of a share are left out."""

@@ -119,7 +119,7 @@ def to_csv(sheet: Sheet) -> str:
 
 
 def to_frame(sheet: Sheet) -> pd.DataFrame:
-    """The same as a frame, with the title as the column `table`: nothing where cells are missing, so numbers stay so."""
+    """The same as a frame, with the title as the column `table`: nothing where cells are missing."""
     frame = pd.DataFrame(_columns(sheet, said=False), dtype=object)
     for name, values in frame.items():
         texts = any(isinstance(value, str) for value in values)

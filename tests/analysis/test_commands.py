@@ -78,7 +78,7 @@ def test_figures(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("table by=tsak", "by=tsak: choose one of task, iteration, size, cost, state. Did you mean 'task'?"),
+        ("table by=tsak", "by=tsak: choose one of task, iteration, size, cost, state, trial. Did you mean 'task'?"),
         ("table out=x.doc", "out=x.doc: give a file that ends in .md, .tex, .csv, .html, .parquet."),
         ("table published=yes", "published=yes: choose one of false, true."),
         ("table baseline=sft", "baseline=sft: no setting of this command."),
