@@ -63,10 +63,10 @@ class Requeue:
         self._timer.daemon = True
         handler = signal.getsignal(signal.SIGUSR2)  # submitit's: it keeps `checkpoint()`, requeues and exits
         assert callable(handler)
-        self._requeue: Callable[[int, Any], Any] = handler
+        self._requeue: Callable[[int, Any], None] = handler
         signal.signal(signal.SIGUSR2, self.announce)
-        # Preemption without notice, or scancel: Slurm knows whether there is another run.
-        signal.signal(signal.SIGTERM, lambda *_: interruption.request())
+        self._ending = threading.Event()
+        signal.signal(signal.SIGTERM, self._end)
 
     def announce(self, *_: Any) -> None:
         """Take note of the signal: stages are asked to stop, and not waited for too long."""
@@ -74,6 +74,11 @@ class Requeue:
         if not self.announced and self.reporter.main:
             self._timer.start()
         self.announced = True
+
+    def _end(self, *_: Any) -> None:
+        """Preemption without notice, or scancel: Slurm knows whether there is another run."""
+        interruption.request()
+        self._ending.set()
 
     def now(self) -> None:
         """Requeue after Interrupted, unless nobody asked or Slurm has begun another run already."""
@@ -101,7 +106,10 @@ class Requeue:
             self.reporter.end(FAILED, f"{stage} does not get on: it keeps nothing within {limit}. Raise {knob}.")
             os._exit(1)
         self.reporter.end(INTERRUPTED)
-        self._try()
+        try:
+            self._try()
+        except SystemExit:  # it would end this thread alone
+            os._exit(1)
 
     def _kept_something(self) -> bool:
         """Whether this run has finished a stage or a shard, or left a checkpoint."""
@@ -110,15 +118,15 @@ class Requeue:
         return self.reporter.kept > 0 or (work.exists() and work.stat().st_mtime > self.started + _STARTING)
 
     def _try(self) -> None:
+        """Requeue; at the latest when Slurm itself ends the job, as where it has requeued it before, leave without."""
         for left in range(_TRIES - 1, -1, -1):
             try:
-                self._requeue(signal.SIGUSR2, None)
+                return self._requeue(signal.SIGUSR2, None)
             except (subprocess.SubprocessError, OSError):
                 if not left:
                     raise
-                time.sleep(_PAUSE)
-            else:
-                return
+                if self._ending.wait(_PAUSE):
+                    raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def _rendezvous() -> None:

@@ -153,6 +153,7 @@ def test_preemption_without_notice(cluster: Cluster, tmp_path: Path, undisturbed
     cluster.wait(other, "COMPLETED")
     wait_for(lambda: standing(store).state == PREEMPTED, "the preempted job to wait")
     assert said(store).state == INTERRUPTED, "SIGTERM came first, and there was time for a checkpoint"
+    assert log(store).count("Job is pending execution") < 2, "it has left, and not asked for what Slurm had done"
     skip_the_wait(cluster, store)
     goes_on(store, before)
     finish(store, undisturbed)
