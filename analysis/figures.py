@@ -204,7 +204,9 @@ def _differences(frames: Frames, labels: Labels) -> tuple[pd.DataFrame, str]:
     start = next((name for name in STARTS if found["score"][found["policy"] == name].notna().any()), "")
     before = found[found["policy"] == start].set_index(["experiment", "task"])["score"].rename("before")
     less = last.join(before, on=["experiment", "task"])["before"] if start else 0.0
-    return last.assign(shown=last["score"] - less), start
+    shown = last["score"] - less
+    alone = last["score"].notna() & shown.isna()
+    return last.assign(shown=shown, state=last["state"].mask(alone, f"without {start}")), start
 
 
 def _heat(axes: Axes, table: pd.DataFrame, shades: ScalarMappable, signed: bool) -> None:

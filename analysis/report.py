@@ -69,7 +69,7 @@ def _warnings(frames: Frames) -> Iterator[str]:
     left = {str(state): int(n) for state, n in counts.items() if state not in ended}
     if left:
         parts = ", ".join(f"{n} {state}" for state, n in left.items())
-        yield f"{sum(left.values())} of {total} experiments are not finished ({parts}): they are left out below."
+        yield f"{sum(left.values())} of {total} experiments are not finished ({parts}): what they lack is left out."
     if frames.damaged:
         yield f"Stages that do not match their checksums and are left out: {len(frames.damaged)}."
     seeds = frames.experiments.groupby("method", observed=True)["seed"].nunique()

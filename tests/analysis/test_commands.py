@@ -55,6 +55,14 @@ def test_tables_into_files(made: Made, suffix: str, tmp_path: Path, capsys: pyte
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.parametrize("command", ["table published=true", "differences", "efficiency", "table by=state"])
+def test_every_table_is_a_frame_of_numbers(made: Made, command: str, tmp_path: Path) -> None:
+    assert run(made, f"{command} out={tmp_path / 'x.parquet'}") == 0
+    frame = pd.read_parquet(tmp_path / "x.parquet")
+    texts = {"method", "task", "note", "against", "table"}
+    assert {name for name in frame if frame[name].dtype != "float64"} <= texts and frame["method"].notna().all()
+
+
 def test_published_results_beside_ours(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(made, "table published=true") == 0
     out = capsys.readouterr().out

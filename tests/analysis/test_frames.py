@@ -192,3 +192,36 @@ def test_many_stages_are_read_by_several_processes(copy: Made, monkeypatch: pyte
     first = frame(copy)
     monkeypatch.setattr(index, "_FEW", 40)
     pd.testing.assert_frame_equal(analysis.load(stores.STUDY, copy.store, rebuild=True).scores, first)
+
+
+def test_samples_are_read_once_and_again_when_their_index_is_spoilt(copy: Made) -> None:
+    evaluation = copy.evaluation("iris", 100, 0, 2)
+    first = load(copy).documents(evaluation, "sums")
+    kept = copy.store.root / ".analysis" / "samples" / f"{evaluation.partition('/')[2]}.parquet"
+    source = copy.store.root / evaluation / "samples" / "sums.jsonl"
+    assert first.sum() == stores.right("iris", 100, 0, 2, "sums") and [*kept.parent.iterdir()] == [kept]
+    text = source.read_text()
+    source.unlink()
+    pd.testing.assert_series_equal(load(copy).documents(evaluation, "sums"), first)
+    source.write_text(text)
+    kept.write_text("no parquet")
+    pd.testing.assert_series_equal(load(copy).documents(evaluation, "sums"), first)
+    source.write_text(text.replace("1.0", "0.0"))
+    assert analysis.load(stores.STUDY, copy.store, rebuild=True).documents(evaluation, "sums").empty, "checksum"
+    assert not kept.exists(), "what is damaged is looked at again"
+
+
+def test_an_index_keeps_nothing_of_a_damaged_evaluation(copy: Made) -> None:
+    evaluation = copy.evaluation("iris", 100, 0, 2)
+    kind, key = evaluation.split("/")
+    manifest = copy.store.manifest(kind, key)
+    source = copy.store.root / evaluation
+    scores = (source / "scores.json").read_text()
+    copy.remove(evaluation)
+    with copy.store.claim(kind, key) as claim:
+        assert claim and manifest
+        (claim.new / "scores.json").write_text(scores)
+        copy.store.commit(kind, key, claim, manifest | {"cost": {}})  # scores that can be read, and no cost
+    assert load(copy).damaged == {evaluation} == load(copy).damaged
+    scores = pd.read_parquet(copy.store.root / ".analysis" / "scores.parquet")
+    assert scores.groupby("row").size().eq(1 + 2 * len(TASKS)).all()

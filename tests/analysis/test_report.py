@@ -10,6 +10,7 @@ import analysis
 from analysis.__main__ import main
 from analysis.report import report
 from iris.store import Store
+from sweeps.records import Launch, Records
 from tests.analysis import stores
 from tests.analysis.stores import Made
 
@@ -62,8 +63,13 @@ def test_a_store_with_a_fifth_missing_failed_and_damaged(copy: Made) -> None:
         assert (value != value) if point["name"] in lost else value == pytest.approx(expected)
 
 
-def test_provenance_and_commands(made: Made) -> None:
-    page = report(analysis.load(stores.STUDY, made.store))
+def test_provenance_and_commands(copy: Made) -> None:
+    words = [f"study={stores.STUDY}", "launcher=local"]
+    launch = Launch("l1", stores.STUDY, "local", words, [], None, "", 0.0, "h")
+    Records(copy.store).create(launch)
+    Records(copy.store).write_study(stores.STUDY, launch.id, copy.points)
+    page = report(analysis.load(stores.STUDY, copy.store))
+    assert "python -m sweeps launch study=toy launcher=local<" in page, "as it can be given"
     assert stores.COMMIT in page and "torch 1" in page and "lm-eval 1: sums version 1, 20 documents" in page
     assert "f" * 40 in page, "the commit of the model"
     commands = re.findall(r"python -m analysis [a-z]+ study=toy", page)

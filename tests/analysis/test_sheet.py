@@ -5,11 +5,12 @@ import io
 import math
 import re
 
+import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from analysis.sheet import Cell, Sheet, to_csv, to_html, to_latex, to_markdown, to_rich
+from analysis.sheet import NONE, Cell, Sheet, to_csv, to_frame, to_html, to_latex, to_markdown, to_rich
 
 NASTY = r"a|b <i>x</i> *y* __z__ `c` [d](e) \n & &amp; ~~f~~ $g$ #h {i} ^j % --k [bold]l[/]"
 
@@ -65,6 +66,24 @@ def test_a_spreadsheet_gets_numbers_in_full_and_text_where_there_is_none() -> No
     assert [row["method"] for row in rows] == ['a "b", c', "d"]
     assert float(rows[0]["score"]) == 0.1 + 0.2
     assert rows[1]["score"] == "failed"
+
+
+def test_a_spreadsheet_gets_the_ends_of_intervals_in_columns_of_their_own() -> None:
+    scores = [Cell("5.0 ± 1.0", 5.0, ends=(4.0, 6.0)), Cell("7.0", 7.0), NONE]
+    ranges = [Cell("1 … 3", 1.0, ends=(1.0, 3.0)), NONE, NONE]
+    table = Sheet("scores", ["score", "range"], list(zip(scores, ranges, strict=True)))
+    assert to_csv(table).splitlines() == [
+        "score,score low,score high,range low,range high", "5.0,4.0,6.0,1.0,3.0", "7.0,,,,", ",,,,",
+    ]  # fmt: skip
+    frame = to_frame(table)
+    assert frame["score high"].tolist()[0] == 6.0 and frame.drop(columns="table").dtypes.eq("float64").all()
+
+
+def test_tables_that_have_little_in_common_make_one_frame() -> None:
+    texts = Sheet("a", ["name", "x"], [[Cell("n", kind="head"), Cell("not reached", kind="missing")]])
+    numbers = Sheet("b", ["name", "y"], [[Cell("1", 1, kind="head"), Cell("many")]])
+    frame = pd.concat([to_frame(texts), to_frame(numbers)])
+    assert frame["table"].tolist() == ["a", "b"] and frame["x"].isna().all() and frame["y"].tolist()[1] == "many"
 
 
 def test_what_a_reader_of_markdown_sees_is_the_text() -> None:
