@@ -19,9 +19,9 @@ START = ("base", "π0", "sft")  # policies before the first iteration
 
 @dataclass(frozen=True)
 class Entries:
-    """The stages of experiments one after another: experiment `owner` [entry] has the stage `names[stage]` [entry]."""
+    """The stages of experiments one after another: experiment `owner` [entry] has the one with the number `stage`."""
 
-    names: list[str]  # kind/key, each once
+    places: dict[str, int]  # the number of each stage (kind/key), in their order
     stage: Ints
     owner: Ints
     experiments: int
@@ -30,11 +30,16 @@ class Entries:
     def of(cls, experiments: Sequence[Sequence[str]]) -> "Entries":
         """The stages of each experiment, in an order that respects what they need."""
         every = list(chain.from_iterable(experiments))
-        names = list(dict.fromkeys(every))
+        names = dict.fromkeys(every)
         places = dict(zip(names, range(len(names)), strict=True))
         stage = np.fromiter(map(places.__getitem__, every), np.int64, len(every))
         owner = np.repeat(np.arange(len(experiments)), [len(stages) for stages in experiments])
-        return cls(names, stage, owner, len(experiments))
+        return cls(places, stage, owner, len(experiments))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The stages by their numbers."""
+        return list(self.places)
 
     @cached_property
     def kinds(self) -> list[str]:

@@ -107,9 +107,8 @@ class _Loader:
     def __init__(self, study: str, store: Store, points: list[dict[str, Any]], rebuild: bool) -> None:
         self.study, self.store, self.points = study, store, points
         self.entries = Entries.of([point["stages"] for point in points])
-        names, stored = self.entries.names, {kind: store.keys(kind) for kind in VERSIONS}
-        there = [name.partition("/")[2] in stored[kind] for name, kind in zip(names, self.entries.kinds, strict=True)]
-        self.index: Index = index.read(store, names, there, rebuild=rebuild)
+        stored = (f"{kind}/{key}" for kind in VERSIONS for key in store.keys(kind))
+        self.index: Index = index.read(store, self.entries.places, stored, rebuild=rebuild)
 
     def frames(self) -> Frames:
         experiments, varying = self._experiments()

@@ -64,17 +64,18 @@ class Index:
     damaged: frozenset[str] = frozenset()  # those that do not match their checksums
 
 
-def read(store: Store, names: Sequence[str], there: Sequence[bool], *, rebuild: bool = False) -> Index:
-    """What is said by those stages, called `kind/key`, that are `there`: finished.
+def read(store: Store, places: Mapping[str, int], stored: Iterable[str], *, rebuild: bool = False) -> Index:
+    """What is said by those of the stages (kind/key) in `places`, numbered from 0, that are `stored`.
 
     Only those not seen before are read; damaged ones always.
     """
     folder = store.root / ".analysis"
     if rebuild:
         shutil.rmtree(folder / "samples", ignore_errors=True)
+    there = _at(places, stored) >= 0
     known = (STAGES.empty_table(), SCORES.empty_table()) if rebuild else _load(folder)
-    index = _index(known, names, there)
-    new = sorted(compress(names, there & (index.row < 0)))
+    index = _index(known, places, there)
+    new = sorted(compress(places, there & (index.row < 0)))
     if not new:
         return index
     parts = _read_all(store, new)
@@ -82,16 +83,21 @@ def read(store: Store, names: Sequence[str], there: Sequence[bool], *, rebuild: 
     if len(damaged) < len(new):
         known = _joined([known, *(tables for tables, _ in parts)])
         _save(folder, known)
-        index = _index(known, names, there)
+        index = _index(known, places, there)
     return replace(index, damaged=damaged)
 
 
-def _index(tables: Tables, names: Sequence[str], there: Sequence[bool]) -> Index:
+def _index(tables: Tables, places: Mapping[str, int], there: NDArray[np.bool_]) -> Index:
     stages, scores = map(_pandas, tables)
-    known = stages["stage"].to_numpy(object)
-    rows = dict(zip(known, range(len(known)), strict=True))
-    row = np.fromiter(map(rows.get, names, repeat(-1)), np.int64, len(names))
-    return Index(stages, scores, np.where(there, row, -1))
+    return Index(stages, scores, np.where(there, _at(places, stages["stage"].to_numpy(object)), -1))
+
+
+def _at(places: Mapping[str, int], names: Iterable[str]) -> NDArray[np.int64]:
+    """For each place, which one of `names` has it; −1: none."""
+    place = np.fromiter(map(places.get, names, repeat(-1)), np.int64)
+    row = np.full(len(places) + 1, -1)
+    row[place] = np.arange(len(place))  # those without a place take the last one
+    return np.asarray(row[:-1])
 
 
 def _joined(parts: Sequence[Tables]) -> Tables:
