@@ -155,12 +155,14 @@ class Scheduler:
                 self.running[n] = (self._start(n, taken), taken)
 
     def _start(self, n: int, gpus: list[str]) -> list[BaseProcess]:
-        size, port = max(1, len(gpus)), _free_port()
+        size = max(1, len(gpus))
         variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.schedule.gpus else {}
-        variables |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+        if size > 1:
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         processes: list[BaseProcess] = []
         for rank in range(size):
-            own = variables | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
+            own = variables | {"RANK": str(rank), "WORLD_SIZE": str(size)}
+            own |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)} if size > 1 else {}
             log = self.folder.logs / f"{n}_{rank}_log"
             process = self.server.Process(target=_process, args=(self.schedule.tasks[n].work, own, str(log)))
             process.start()

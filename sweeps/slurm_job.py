@@ -1,6 +1,7 @@
 """What Slurm runs: one process per GPU, which checkpoints, requeues and goes on at a time limit or a preemption."""
 
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -21,6 +22,7 @@ from sweeps.worker import Work, log_to_stderr
 _TRIES = 5  # of asking Slurm to requeue …
 _PAUSE = 10.0  # … seconds apart: its controller may be restarting
 _STARTING = 60.0  # seconds in which a run may set up the folder for its checkpoints
+_MEETING = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _FRUITLESS = 2  # runs in a row that finish nothing before their time limit
 
 
@@ -40,8 +42,9 @@ class SlurmJob:
 
     def __call__(self) -> None:
         log_to_stderr()
-        _rendezvous()
-        reporter = self.work.reporter(int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+        attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        _rendezvous(f"{self.work.launch}/{self.work.number}/{attempt}")
+        reporter = self.work.reporter(attempt)
         requeue = Requeue(self, reporter)
         try:
             with reporter:
@@ -129,8 +132,14 @@ class Requeue:
                     raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def _rendezvous() -> None:
-    """Where the processes of the job meet: variables that accelerate and torch read."""
+def _rendezvous(run: str) -> None:
+    """Where the processes of a run meet: variables that accelerate and torch read. One process has nobody to meet."""
+    for name in _MEETING:  # perhaps of the shell that launched
+        os.environ.pop(name, None)
+    if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+        return
+    # Not the port of another run on the node, such as an earlier one of this job that is still there.
+    os.environ["MASTER_PORT"] = str(random.Random(run).randrange(10_000, 32_000))
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     # The address at which the first node has been reached; its name need not resolve everywhere.
     if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
