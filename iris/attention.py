@@ -1,11 +1,12 @@
 """Two attentions, registered with transformers: over packed micro-batches, and over the slots of rollouts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -14,6 +15,10 @@ from iris.packing import Packed
 
 PACKED = "iris_packed"
 SLOTS = "iris_slots"
+
+# What scaled_dot_product_attention runs on a CPU: these also give and take the logarithms of the normalisers.
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 # Work (length² · width) below which a call per sequence costs more than padding sequences to one length.
 _SMALL = 2**19
@@ -72,18 +77,24 @@ def _packed(
     if packed is None:
         raise RuntimeError("A model with packed attention was called without `packed`; reload it for other uses.")
     _refuse(module, dropout, extras)
-    key, value = (states[0].transpose(0, 1)[packed.keys] for states in (key, value))
-    query = query[0].transpose(0, 1)
-    attend = _flash if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16) else _each
-    return attend(query, key, value, packed, scaling)[None], None
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    return _attention(query, value, packed)(query, key, value, packed, scaling)[None], None
+
+
+def _attention(query: Tensor, value: Tensor, packed: Packed) -> Callable[..., Tensor]:
+    if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
+        return _flash
+    if value.device.type == "cpu" and max(packed.key_lengths) ** 2 * query[0].numel() > _SMALL:
+        return _flash_cpu
+    return _together
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
     # Rotary embeddings computed in float32 promote query and key under autocast.
     out = varlen_attn(
         query.to(value.dtype),
-        key.to(value.dtype),
-        value,
+        key[packed.keys].to(value.dtype),
+        value[packed.keys],
         packed.query_offsets,
         packed.key_offsets,
         max(packed.query_lengths),
@@ -96,14 +107,6 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: f
     return out
 
 
-def _each(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
-    if max(packed.key_lengths) ** 2 * query[0].numel() <= _SMALL:
-        return _together(query, key, value, packed, scaling)
-    queries = torch.split(query, list(packed.query_lengths))
-    keys, values = (torch.split(states, list(packed.key_lengths)) for states in (key, value))
-    return torch.cat([_one(q, k, v, scaling) for q, k, v in zip(queries, keys, values, strict=True)])
-
-
 def _together(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
     """All sequences in one padded call. A query sees the keys up to its own, so padded keys are never seen by a real
     query; what padded queries see is dropped.
@@ -111,20 +114,76 @@ def _together(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling
     lengths, keys = packed.query_offsets.diff(), packed.key_offsets.diff()
     steps, columns = (torch.arange(max(of), device=query.device) for of in (packed.query_lengths, packed.key_lengths))
     q = query[(packed.query_offsets[:-1, None] + steps).clamp(max=len(query) - 1)]
-    at = (packed.key_offsets[:-1, None] + columns).clamp(max=len(key) - 1)
+    at = packed.keys[(packed.key_offsets[:-1, None] + columns).clamp(max=len(packed.keys) - 1)]
     mask = columns <= (steps + (keys - lengths)[:, None])[..., None]
     q, k, v = (states.transpose(1, 2) for states in (q, key[at], value[at]))
     out = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scaling, enable_gqa=True)
     return out.transpose(1, 2)[steps < lengths[:, None]]
 
 
-def _one(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Causal attention of one sequence: query [Q, H, D] are the last Q of the K positions of key and value."""
-    ahead = len(key) - len(query)
-    mask = query.new_ones(len(query), len(key), dtype=torch.bool).tril(ahead) if ahead else None
-    q, k, v = (states.transpose(0, 1)[None] for states in (query, key, value))
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True)
-    return out[0].transpose(0, 1)
+def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, 1) if groups > 1 else states for states in (key, value))
+    out: Tensor = _Sequences.apply(query, key, value, packed, scaling)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Sequences(torch.autograd.Function):
+    """Attention of each sequence by itself, on a CPU: query, key and value [N, H, D] of the stream → [N, H, D].
+
+    A response that is not its row's first sees itself and its prompt in two calls, joined by their normalisers: no key
+    is copied and nothing is computed to be masked.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+        out, normaliser = torch.empty_like(query), query.new_empty(query.shape[:2])
+        for own, prompt in _visible(packed):
+            q, k, v = (_heads(states[own]) for states in (query, key, value))
+            seen, total = _FORWARD(q, k, v, is_causal=True, scale=scaling)
+            if prompt:
+                before, other = _FORWARD(q, _heads(key[prompt]), _heads(value[prompt]), scale=scaling)
+                seen = seen.lerp(before, torch.sigmoid(other - total)[..., None])
+                total = torch.logaddexp(total, other)
+            out[own], normaliser[own] = seen[0].transpose(0, 1), total[0].t()
+        ctx.save_for_backward(query, key, value, out, normaliser)
+        ctx.packed, ctx.scaling = packed, scaling
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, normaliser = ctx.saved_tensors
+        sums = [torch.empty_like(states) for states in (query, key, value)]
+
+        def part(own: slice, keys: slice, causal: bool) -> list[Tensor]:
+            """Gradients of the queries of `own` and the keys and values of `keys`, of what these give to those."""
+            dy, q, k, v = _heads(gradient[own]), _heads(query[own]), _heads(key[keys]), _heads(value[keys])
+            total = normaliser[own].t()[None]
+            found = _BACKWARD(dy, q, k, v, _heads(out[own]), total, 0.0, causal, scale=ctx.scaling)
+            return [each[0].transpose(0, 1) for each in found]
+
+        for own, prompt in _visible(ctx.packed):
+            for total, found in zip(sums, part(own, own, True), strict=True):
+                total[own] = found
+            if prompt:
+                for total, found, at in zip(sums, part(own, prompt, False), (own, prompt, prompt), strict=True):
+                    total[at] += found
+        return *sums, None, None
+
+
+def _visible(packed: Packed) -> Iterator[tuple[slice, slice | None]]:
+    """Of each sequence its queries in the stream, and the prompt that they see besides themselves."""
+    first = start = 0
+    for queries, keys in zip(packed.query_lengths, packed.key_lengths, strict=True):
+        first = start if queries == keys else first  # with the prompt in it, where all the row's sequences begin
+        yield slice(start, start + queries), slice(first, first + keys - queries) if queries < keys else None
+        start += queries
+
+
+def _heads(states: Tensor) -> Tensor:
+    """[n, H, D] → [1, H, n, D]."""
+    return states.transpose(0, 1)[None]
 
 
 def parts(lengths: Sequence[int], device: torch.device) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from iris.attention import use_packed_attention
 from iris.errors import UserError
 from iris.head import Coefficients, fused_logps, response_logps
+from iris.layers import fuse
 from iris.packing import Packed
 
 # Configuration names that change logits after the output projection (or inside attention): Gemma 2, Cohere, Granite, …
@@ -30,6 +31,7 @@ class Policy(nn.Module):
         self.model = model
         _check_head(self._base)
         use_packed_attention(self._base)
+        fuse(self._base)
 
     @property
     def _base(self) -> PreTrainedModel:
