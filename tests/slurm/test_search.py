@@ -77,7 +77,7 @@ def test_a_search_loses_workers_and_no_trial(
 
 
 def test_a_preempted_worker_comes_back_to_its_trial(cluster: Cluster, tmp_path: Path) -> None:
-    path = write_search(tmp_path, {"execution.checkpoint_minutes": 0.0}, trials=3)
+    path = write_search(tmp_path, {"execution.checkpoint_minutes": 0.0}, trials=2)
     assert search(path, *SLURM) == 0
     (folder,) = Records(begun(path).store).launches()
     wait_for(lambda: workers(folder) and begun(path).study().trials, "the first trial")
@@ -86,4 +86,4 @@ def test_a_preempted_worker_comes_back_to_its_trial(cluster: Cluster, tmp_path: 
     cluster.again(worker)
     wait_for(lambda: not live(path), "the search", 900)
     trials = begun(path).study().trials
-    assert sum(map(valid, trials)) == 3 and not [t for t in trials if t.state == TrialState.FAIL]
+    assert sum(map(valid, trials)) == 2 and not [t for t in trials if t.state == TrialState.FAIL]
