@@ -90,7 +90,7 @@ def _sections(found: Table, baseline: str) -> Iterator[Section]:
     if of_search is None:
         yield Section("Completeness", sheets=[tables.completeness(found)])
     yield Section("Provenance", sheets=[_provenance(frames), *_revisions(frames)])
-    yield Section("How to get every number again", text=_TEXT, commands=_commands(frames, baseline))
+    yield Section("How to get every number again", text=_TEXT, commands=_commands(found, baseline))
 
 
 def _comparison(found: Table, baseline: str) -> Iterator[Section]:
@@ -98,7 +98,7 @@ def _comparison(found: Table, baseline: str) -> Iterator[Section]:
     yield Section("Scores", sheets=[tables.scores(found)], pictures=_pictures(frames, "tasks"))
     yield Section(f"Differences from {baseline}", sheets=[differences(found, baseline)])
     yield Section("Iterations", sheets=[tables.iterations(found)], pictures=_pictures(frames, "iterations"))
-    if len([size for size in found.sizes if size == size]) > 1:
+    if _has_sizes(found):
         curves, sheets = efficiency.curves(found), [tables.sizes(found)]
         if curves.curve(baseline):
             sheets += [efficiency.claims(curves, baseline), efficiency.savings(curves, baseline)]
@@ -164,20 +164,22 @@ def _revisions(frames: Frames) -> list[Sheet]:
     return [Sheet("Models and data", ["stage", "commit, or digest of its content"], rows)] if rows else []
 
 
-def _commands(frames: Frames, baseline: str) -> list[str]:
+def _commands(found: Table, baseline: str) -> list[str]:
+    frames, is_search = found.frames, search.trials(found.frames) is not None
     record = Records(frames.store).study(frames.study) or {}
-    words = [f"study={frames.study}", f"store={frames.store.root}"]
     commands = []
     if record.get("launch"):
         launch = Records(frames.store).folder(record["launch"]).launch()
-        verb = "search" if search.trials(frames) else "launch"
-        commands.append(shlex.join(["python", "-m", "sweeps", verb, *launch.command]))
-    for command in (
-        ["table"],
-        *(["table", f"by={by}"] for by in list(tables.SHEETS)[1:]),
-        ["differences", f"baseline={baseline}"],
-        ["efficiency", f"baseline={baseline}"],
-        ["figures"],
-    ):
-        commands.append(shlex.join(["python", "-m", "analysis", command[0], *words, *command[1:]]))
-    return commands
+        commands.append(["sweeps", "search" if is_search else "launch", *launch.command])
+    made = [["table", f"by={by}"] for by in (("trial", "cost") if is_search else tables.STUDY)]
+    if not is_search:
+        made.append(["differences", f"baseline={baseline}"])
+    if not is_search and _has_sizes(found):
+        made.append(["efficiency", f"baseline={baseline}"])
+    words = [f"study={frames.study}", f"store={frames.store.root}"]
+    commands += [["analysis", command, *words, *more] for command, *more in [*made, ["figures"]]]
+    return [shlex.join(["python", "-m", *command]) for command in commands]
+
+
+def _has_sizes(found: Table) -> bool:
+    return len([size for size in found.sizes if size == size]) > 1

@@ -194,12 +194,12 @@ def trials(found: Table) -> Sheet:
 
 
 Maker = Callable[[Table], Sheet]
-# What `python -m analysis table by=…` can show.
-SHEETS: dict[str, Maker] = {
+# What `python -m analysis table by=…` can show: of any study, and of a search too.
+STUDY: dict[str, Maker] = {
     "task": scores,
     "iteration": iterations,
     "size": sizes,
     "cost": cost,
     "state": completeness,
-    "trial": trials,
 }
+SHEETS = STUDY | {"trial": trials}

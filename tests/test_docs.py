@@ -77,7 +77,9 @@ def test_analysis_in_documents_runs(
     blocks = [b for b in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if "import analysis" in b]
     if found or blocks:
         monkeypatch.chdir(tmp_path)
-        stores.make(tmp_path / Config.store).record("embedded")
+        made = stores.make(tmp_path / Config.store)
+        made.record("embedded")
+        made.record_search("embedded")
     for words in found:
         assert analysis_main(words) == 0, capsys.readouterr().err
     for block in blocks:

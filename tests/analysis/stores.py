@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from iris.store import Store
-from sweeps.records import Records
+from sweeps import search_file
+from sweeps.records import Launch, Records
+from sweeps.search_file import Search
 
 METHODS, SIZES, SEEDS, ITERATIONS = ("sft", "spin", "iris"), (100, 200), (0, 1, 2), 2
 TASKS = {"sums": 20, "words": 10}  # and their documents
@@ -52,6 +54,17 @@ class Made:
     def record(self, study: str = STUDY) -> None:
         """Write down the study as the points are now."""
         Records(self.store).write_study(study, "", self.points)
+
+    def record_search(self, name: str) -> None:
+        """Write down a search whose trials are the experiments of `iris` with 200 annotations; the last was pruned."""
+        folder = search_file.folder_of(self.store, name)
+        folder.mkdir(parents=True)
+        (folder / search_file.DECLARATION).write_text(json.dumps({"search": Search(name, (), ()).to_json()}))
+        mine = [p for p in self.points if (p["facts"]["method"], p["facts"]["size"]) == ("iris", 200)]
+        points = [p | {"name": f"trial-{n}", "overrides": [f"schedule.alpha={n}"]} for n, p in enumerate(mine)]
+        launch = Launch("s1", f"search-{name}", "local", [f"search={name}", "launcher=local"], [], None, "", 0.0, "h")
+        Records(self.store).create(launch)
+        Records(self.store).write_study(launch.study, launch.id, [*points[:-1], points[-1] | {"state": "pruned"}])
 
     def remove(self, stage: str) -> None:
         """Remove a stage, as `rm` does."""

@@ -1,7 +1,9 @@
 """The report: everything of a study on one page, and what is missing of it said at the top."""
 
+import html
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,13 @@ def test_a_store_with_a_fifth_missing_failed_and_damaged(copy: Made) -> None:
         assert (value != value) if point["name"] in lost else value == pytest.approx(expected)
 
 
+def given_again(page: str) -> list[str]:
+    """The commands of a report; all that make tables can be given as they stand."""
+    found = [shlex.split(html.unescape(c)) for c in re.findall(r"python -m analysis ([^<]+)", page)]
+    assert [main(words) for words in found if words[0] != "figures"] == [0] * (len(found) - 1)
+    return [words[0] for words in found]
+
+
 def test_provenance_and_commands(copy: Made) -> None:
     words = [f"study={stores.STUDY}", "launcher=local"]
     launch = Launch("l1", stores.STUDY, "local", words, [], None, "", 0.0, "h")
@@ -72,8 +81,22 @@ def test_provenance_and_commands(copy: Made) -> None:
     assert "python -m sweeps launch study=toy launcher=local<" in page, "as it can be given"
     assert stores.COMMIT in page and "torch 1" in page and "lm-eval 1: sums version 1, 20 documents" in page
     assert "f" * 40 in page, "the commit of the model"
-    commands = re.findall(r"python -m analysis [a-z]+ study=toy", page)
-    assert {command.split()[3] for command in commands} == {"table", "differences", "efficiency", "figures"}
+    assert given_again(page) == ["table"] * 5 + ["differences", "efficiency", "figures"]
+
+
+def test_the_report_of_a_search(copy: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    copy.record_search("toy")
+    page = report(analysis.load("search-toy", copy.store))
+    titles = ["Trials", "Cost", "Provenance", "How to get every number again"]
+    assert re.findall(r"<h2.*?>([^<]+)</a></h2>", page) == titles
+    assert "python -m sweeps search search=toy launcher=local<" in page and page.count("<img") == 1
+    assert given_again(page) == ["table", "table", "figures"]
+    best, score = 1, 100 * stores.score("iris", 200, 1, 2, "average")
+    assert f"Best: trial {best} with {score:.1f} %. Chosen for that among 2" in page
+    assert "not finished" not in page, "pruning is what a search is for"
+    capsys.readouterr()
+    assert main(["table", "study=search-toy", f"store={copy.store.root}"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "Trials of the search toy"
 
 
 EVERY = ["table", "table by=iteration", "table by=size", "table by=cost", "table by=state", "differences", "report"]
