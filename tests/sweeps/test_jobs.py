@@ -166,7 +166,11 @@ def test_lanes_are_used_evenly(tmp_path: Path) -> None:
         ("slurm", ["resources.partitoin=x"], r"launcher.resources.partitoin: .* Did you mean 'partition'"),
         ("slurm", ["stages.tarin.gpus=1"], r"launcher.stages.tarin: .* Did you mean 'train'"),
         ("slurm", ["stages.train.gpu=1"], r"launcher.stages.train.gpu: .* Did you mean 'gpus'"),
-        ("slurm", ["resources.gpus=many"], r"launcher: resources.gpus: Value 'many' .* could not be converted to Integer"),
+        (
+            "slurm",
+            ["resources.gpus=many"],
+            r"launcher: resources.gpus: Value 'many' .* could not be converted to Integer",
+        ),
         ("slurm", ["stages.train.gpus=many"], r"launcher: gpus: Value 'many' .* could not be converted to Integer"),
         ("slurm", ["resources.nodes=0"], r"launcher.resources.nodes=0: expected at least 1"),
         ("slurm", ["max_parallel=0"], r"launcher.max_parallel=0: expected at least 1"),
