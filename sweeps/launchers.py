@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from iris.errors import UserError, nearest
 from iris.plan import VERSIONS
 from sweeps import shipped
+from sweeps.shipped import check_keys
 
 # What the launcher sets itself, or another key is for.
 _TAKEN = {
@@ -122,7 +123,7 @@ def load_launcher(name_or_path: str, changes: Sequence[str] = ()) -> Launcher:
             f"launcher={name_or_path}: kind={kind}: choose one of {', '.join(_KINDS)}.{nearest(kind, _KINDS)}"
         )
     schema = OmegaConf.structured(_KINDS[kind])
-    _check_names("launcher", content, list(schema))
+    check_keys("launcher.", content, list(schema))
     try:
         merged = OmegaConf.merge(schema, content)
         for change in changes:
@@ -150,7 +151,7 @@ def _change(merged: Any, change: str) -> None:
         raise UserError(f"launcher.{change}: write launcher.{change}=VALUE.")
     *parents, name = key.split(".")
     if not parents or parents == ["resources"]:
-        _check_names(".".join(["launcher", *parents]), [name], list(merged[parents[0]] if parents else merged))
+        check_keys(".".join(["launcher", *parents, ""]), [name], list(merged[parents[0]] if parents else merged))
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -158,20 +159,14 @@ def _change(merged: Any, change: str) -> None:
     OmegaConf.update(merged, key, value, merge=True, force_add=True)
 
 
-def _check_names(where: str, names: Any, known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(f"{where}.{name}: no such key. Choose from {', '.join(known)}.{nearest(str(name), known)}")
-
-
 def _check(launcher: Launcher) -> None:
     for name in ("workers", "max_parallel", "signal_seconds"):
         value = getattr(launcher, name, None)
         if value is not None and value < 1:
             raise UserError(f"launcher.{name}={value}: expected at least 1.")
-    _check_names("launcher.stages", launcher.stages, list(VERSIONS))
+    check_keys("launcher.stages.", launcher.stages, VERSIONS)
     for stage, own in launcher.stages.items():
-        _check_names(f"launcher.stages.{stage}", own or {}, [f.name for f in fields(Resources)])
+        check_keys(f"launcher.stages.{stage}.", own or {}, [f.name for f in fields(Resources)])
     for stage in VERSIONS:
         _check_resources(launcher, launcher.of(stage))
 

@@ -88,7 +88,7 @@ def load_search(name_or_path: str, words: Sequence[str] = ()) -> Search:
     path = shipped.find("search", name_or_path)
     where = f"search={name_or_path}"
     content = _read(path)
-    _check_names(content, DECLARED, where)
+    shipped.check_keys(f"{where}: ", content, DECLARED)
     name, overrides = path.stem, []
     for word in words:
         key, sign, text = word.partition("=")
@@ -217,12 +217,6 @@ def _checked(search: Search, where: str) -> Search:
             f"{where}: {key} is in the space and set for every trial: take one out, as with space.{key}=null."
         )
     return replace(s, share=float(s.share))
-
-
-def _check_names(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in content:
-        if key not in known:
-            raise UserError(f"{where}: {key}: no such key. Choose from {', '.join(known)}.{nearest(str(key), known)}")
 
 
 def changed(old: Search, new: Search) -> list[str]:

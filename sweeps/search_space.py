@@ -3,24 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from iris.errors import UserError, nearest
 from sweeps.settings import of_value
+from sweeps.shipped import check_keys
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
 
 KINDS = ("categorical", "float", "int")
 Choice = Any  # str, number, bool, None or a list
 Values = dict[str, Any]  # by key of the configuration; a list where a parameter has a value an iteration
-
-
-class Suggests(Protocol):
-    """What proposes values: a trial of Optuna."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice: ...
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -46,13 +40,13 @@ class Parameter:
         """Whether it is set where others have these values."""
         return all(key in values and values[key] in allowed for key, allowed in self.when.items())
 
-    def suggest(self, trial: Suggests, iterations: int) -> Any:
+    def suggest(self, trial: "BaseTrial", iterations: int) -> Any:
         """A trial's value, a list of them if it has one an iteration; iterations are counted from 1 in their names."""
         if self.per == "run":
             return self._one(trial, self.key)
         return [self._one(trial, f"{self.key}[{t + 1}]") for t in range(iterations)]
 
-    def _one(self, trial: Suggests, name: str) -> Choice:
+    def _one(self, trial: "BaseTrial", name: str) -> Choice:
         if self.kind == "categorical":
             known = [of_value(name, c).value if isinstance(c, list) else c for c in self.choices]  # Optuna's are plain
             return self.choices[known.index(trial.suggest_categorical(name, known))]
@@ -68,7 +62,7 @@ class Parameter:
         return ends if self.per == "run" else [[end] * iterations for end in ends]
 
 
-def suggest(space: Sequence[Parameter], trial: Suggests, iterations: int) -> Values:
+def suggest(space: Sequence[Parameter], trial: "BaseTrial", iterations: int) -> Values:
     """A trial's values; `iterations` holds unless the space itself sets it."""
     values: Values = {}
     for parameter in space:
@@ -129,11 +123,7 @@ def _parameter(key: str, content: Any, where: str, earlier: Sequence[Parameter])
         content = {"choices": content}
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected a list of choices, or {{low: …, high: …}}, not {content!r}.")
-    for name in content:
-        if name not in _NAMES:
-            raise UserError(
-                f"{where}: {name}: no such key. Choose from {', '.join(_NAMES)}.{nearest(str(name), _NAMES)}"
-            )
+    check_keys(f"{where}: ", content, _NAMES)
     values = {_NAMES[name]: value for name, value in content.items() if value is not None}
     values.setdefault("kind", "categorical" if "choices" in values else "float")
     values["when"] = _when(values.get("when", {}), where, earlier)

@@ -1,5 +1,6 @@
 """Studies, searches and launchers: shipped ones go by name (conf/<group>/*.yaml), others by the path of a YAML file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def find(group: str, name: str) -> Path:
             f"{group}={name}: choose one of {', '.join(known)}, or give the path of a YAML file.{nearest(name, known)}"
         )
     return compose.conf_dir() / group / f"{name}.yaml"
+
+
+def check_keys(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
+    """Refuse a key that is not known, with the nearest that is. `where` comes before it as it is."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            raise UserError(f"{where}{key}: no such key. Choose from {', '.join(known)}.{nearest(str(key), known)}")
 
 
 def read(path: Path) -> Any:

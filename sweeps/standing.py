@@ -142,6 +142,3 @@ class Standings:
 def _running(last: State | None) -> Standing:
     silent = last is not None and last.state == RUNNING and time.time() - last.time > STALE
     return Standing(STALLED if silent else RUNNING, last=last)
-
-
-__all__ = ["BLOCKED", "CANCELLED", "LIVE", "PREEMPTED", "STALLED", "Standing", "Standings"]

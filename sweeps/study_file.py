@@ -7,7 +7,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from iris import compose
-from iris.errors import UserError, nearest
+from iris.errors import UserError
 from sweeps import shipped
 from sweeps.settings import Setting, of_text, of_value
 from sweeps.study import Rule, Study, axes, check_conditions
@@ -34,11 +34,7 @@ def load_study(name_or_path: str, changes: Sequence[str] = ()) -> Study:
 
 def _study(name: str, content: Any, where: str) -> Study:
     content = _mapping(content, where, f"a mapping with some of {', '.join(_SECTIONS)}")
-    for section in content:
-        if section not in _SECTIONS:
-            raise UserError(
-                f"{where}: {section}: no such section. Choose from {', '.join(_SECTIONS)}.{nearest(section, _SECTIONS)}"
-            )
+    shipped.check_keys(f"{where}: ", content, _SECTIONS)
     study = Study(
         name,
         _settings(content.get("base"), f"{where}: base"),
@@ -113,8 +109,7 @@ def _seeds(content: Any, where: str) -> list[Setting]:
 
 def _rule(content: Any, where: str) -> Rule:
     content = _mapping(content, where, "{if: {key: value}, set: {key: value}} or {if: {key: value}, skip: true}")
-    if unknown := sorted(set(map(str, content)) - {"if", "set", "skip"}):
-        raise UserError(f"{where}: {unknown[0]}: no such key. Choose from if, set, skip.")
+    shipped.check_keys(f"{where}: ", content, ("if", "set", "skip"))
     condition = _mapping(content.get("if"), f"{where}: if", "a mapping of keys to a value or a list of values")
     skip = content.get("skip", False)
     if not condition or not isinstance(skip, bool) or skip == bool(content.get("set")):

@@ -195,7 +195,7 @@ def test_an_axis_of_a_sub_study_is_replaced_too(declared: Any) -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "nothing": ("", r"mine\.yaml: expected a mapping with some of base, grid.*not nothing"),
     "a list": ([1, 2], r"expected a mapping with some of base, grid.*not \[1, 2\]"),
-    "section": ({"gird": {}}, r"gird: no such section\. Choose from base, grid.*Did you mean 'grid'"),
+    "section": ({"gird": {}}, r"gird: no such key\. Choose from base, grid.*Did you mean 'grid'"),
     "empty axis": ({"grid": {"method": []}}, r"grid: method: the list is empty"),
     "no list": ({"grid": {"method": "iris"}}, r"grid: method: expected a list of values, not 'iris'.*goes to base"),
     "grid of what": ({"grid": ["method=iris"]}, r"grid: expected a mapping of keys to lists"),

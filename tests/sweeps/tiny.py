@@ -10,7 +10,6 @@ import yaml
 
 from iris.store import Store
 from sweeps.experiments import compose_all
-from sweeps.launch import Request
 from sweeps.plan import Plan, make_plan
 from sweeps.study import points
 from sweeps.study_file import load_study
@@ -35,11 +34,6 @@ def tiny_plan(folder: Path, *, without: Sequence[str] = (), **sections: Any) -> 
     shorter = [replace(e, chain=replace(e.chain, stages=s)) for e, s in zip(experiments, kept, strict=True)]
     store = Store(folder / "store")
     return make_plan(shorter, store, study.name), store
-
-
-def request(plan: Plan, **options: Any) -> Request:
-    """A request to launch a plan."""
-    return Request(plan, **options)
 
 
 def files(store: Store) -> Mapping[tuple[str, str], dict[str, str]]:
