@@ -113,9 +113,9 @@ class Table:
         sides = [self.select(name, size, task) for name in (arm, baseline)]
         found = [side.evaluations[side.scores.notna()] for side in sides]
         seeds = found[0].index.union(found[1].index)
-        samples = [[self._documents(one.get(seed), task) for seed in seeds] for one in found]
-        if not (found[0].index.intersection(found[1].index)).size:
+        if found[0].index.intersection(found[1].index).empty:
             return Comparison(np.nan, 0)
+        samples = [[self._documents(one.get(seed), task) for seed in seeds] for one in found]
         every = [one for side in samples for one in side if len(one)]
         asked = _most_common([one.index for one in every])
         shape = (2, len(seeds), len(asked))
