@@ -9,7 +9,7 @@ from iris.plan import VERSIONS, Stage
 from iris.store import Store
 from sweeps.cost_model import Machine
 from sweeps.costs import Cost, Costs
-from sweeps.plan import Plan, sources
+from sweeps.plan import Plan, name_of, sources
 
 Devices = Callable[[str], int]  # how many devices a stage of a kind runs on
 
@@ -38,7 +38,8 @@ class Estimate:
 
     machine: Machine
     kinds: list[KindEstimate]
-    shared: float  # hours saved: stages that several experiments need,
+    shared: float  # hours saved: stages before the first iteration's training that several experiments need,
+    prefixes: float  # … those of iterations in which several agree,
     nested: float  # … prompts that a smaller subset has,
     cached: float  # … and stages that are finished
     longest: float  # of the longest chain of missing stages
@@ -62,13 +63,23 @@ def estimate(plan: Plan, store: Store, devices: Devices = lambda kind: 1) -> Est
     return Estimate(
         costs.machine,
         [_of_kind(kind, names, plan, cost, devices(kind)) for kind, names in by_kind.items() if names],
-        sum(cost[name].whole * (len(plan.users[name]) - 1) for name in missing) / 3600,
+        *_saved(plan, cost, missing),
         sum(cost[name].whole - cost[name].seconds for name in missing) / 3600,
         sum(cost[name].whole for name in plan.cached) / 3600,
         _longest(plan, cost, devices),
         costs.measured,
         costs.notes,
     )
+
+
+def _saved(plan: Plan, cost: Mapping[str, Cost], missing: list[str]) -> tuple[float, float]:
+    """The hours that running shared stages once saves: those that no training comes before, and the others."""
+    trained: dict[str, bool] = {}
+    for name, stage in plan.stages.items():
+        trained[name] = stage.kind == "train" or any(trained[name_of(before)] for before in sources(stage))
+    hours = {name: cost[name].whole * (len(plan.users[name]) - 1) / 3600 for name in missing}
+    prefixes = sum(saved for name, saved in hours.items() if trained[name])
+    return sum(hours.values()) - prefixes, prefixes
 
 
 def _of_kind(kind: str, names: list[str], plan: Plan, cost: Mapping[str, Cost], devices: int) -> KindEstimate:

@@ -77,9 +77,11 @@ def _row(kind: KindEstimate, unit: Unit) -> list[str]:
 
 
 def _facts(plan: Plan, found: Estimate, unit: Unit) -> Iterator[tuple[str, str]]:
-    alone = found.hours + found.nested + found.shared
+    alone = found.hours + found.nested + found.shared + found.prefixes
     if found.shared:
         yield "saved by sharing", f"{unit.of(found.shared)} of {unit.shown(alone)}: a stage that several need runs once"
+    if found.prefixes:
+        yield "saved by prefix", f"{unit.of(found.prefixes)}: iterations that several have in common run once"
     if found.nested:
         yield "saved by nesting", f"{unit.of(found.nested)}: prompts that a smaller subset has are done"
     if found.cached:

@@ -179,7 +179,17 @@ def test_sharing_saves_what_experiments_alone_would_pay(planned: Planner, store:
     )
     assert together.hours + together.shared == pytest.approx(alone)
     assert together.shared > 0
-    assert together.nested == together.cached == 0
+    assert together.prefixes == together.nested == together.cached == 0
+
+
+def test_iterations_in_common_are_a_saving_of_their_own(planned: Planner, store: Store) -> None:
+    levels = {"grid": {"schedule.levels": [[0.5, 1.0], [0.5, 1.5]]}}
+    base = {"base": {"method": "iris", "schedule": "levels", "iterations": 2}}
+    plan = planned(levels | base)
+    together, alone = estimate(plan, store), estimate(planned(levels | base, "schedule.levels=[0.5,1.0]"), store)
+    assert [len(plan.users[name_of(stage)]) for stage in of_kind(plan, "train")] == [2, 1, 1]
+    assert together.hours + together.shared + together.prefixes == pytest.approx(2 * alone.hours)
+    assert together.shared > 0 and together.prefixes > 0
 
 
 def test_nested_subsets_pay_for_their_own_prompts_alone(planned: Planner, store: Store) -> None:
