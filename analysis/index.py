@@ -8,6 +8,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import re
 import shutil
 import uuid
@@ -202,9 +203,9 @@ def samples(store: Store, evaluation: str) -> pd.DataFrame:
 def _samples(task: str, metric: str, text: bytes) -> Iterator[Row]:
     for line in text.splitlines():
         sample = json.loads(line)
-        if metric in sample["metrics"]:
-            asked = hashlib.sha256(sample["text"].encode()).hexdigest()[:16]
-            yield task, sample["doc_id"], asked, float(sample["metrics"][metric])
+        value = float(sample["metrics"].get(metric, _NAN))
+        if not math.isnan(value):
+            yield task, sample["doc_id"], hashlib.sha256(sample["text"].encode()).hexdigest()[:16], value
 
 
 # --- the tables on disk

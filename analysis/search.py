@@ -157,7 +157,7 @@ def figure(frames: Frames) -> Figure | None:
 
 def _by_number(axes: Axes, found: Trials) -> dict[str, Line2D]:
     axes.set(xlabel="Trial", ylabel=f"{found.search.objective.capitalize()} (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     complete, handles = found.complete, dict[str, Line2D]()
     pruned = found.rungs[found.rungs["state"] == "pruned"].groupby("number").last()
     if len(pruned):
@@ -180,7 +180,7 @@ def _by_number(axes: Axes, found: Trials) -> dict[str, Line2D]:
 def _by_rung(axes: Axes, found: Trials) -> None:
     """A line a trial: coloured where it came to its end, grey where not; the best one stands out."""
     axes.set(xlabel="Rung")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     best = None if found.best is None else found.best["number"]
     for number, rows in found.rungs.groupby("number"):
         ended = number in set(found.complete["number"])
