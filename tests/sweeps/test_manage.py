@@ -27,11 +27,6 @@ A, B = ["train/a", "evaluate/of-a"], ["train/b", "evaluate/of-b"]
 
 
 @pytest.fixture
-def hand(tmp_path: Path) -> ByHand:
-    return ByHand(tmp_path)
-
-
-@pytest.fixture
 def two(hand: ByHand) -> Iterator[Folder]:
     """Two experiments that share what comes first; a scheduler of this machine has all their jobs."""
     jobs: list[dict[str, Any]] = [

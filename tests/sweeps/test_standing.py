@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +15,6 @@ from .by_hand import ByHand, failed, running
 
 Happening = Callable[[], object]
 STAGES = ["sft/s"]
-
-
-@pytest.fixture
-def hand(tmp_path: Path) -> ByHand:
-    return ByHand(tmp_path)
 
 
 @pytest.fixture

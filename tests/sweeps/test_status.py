@@ -6,14 +6,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweeps import __main__ as command_line
-from sweeps.endings import log_end
 from sweeps.finished import Finished
 from sweeps.overview import Experiment, Overview
 from sweeps.records import CANCELLED, Folder, State
@@ -25,11 +23,6 @@ SHARED = ["base/m", "data/d", "sft/s"]
 FIRST = ["generate/y0", "score/r0", "train/a1", "evaluate/a1"]
 SECOND = ["generate/y1", "score/r1", "train/a2", "evaluate/a2"]
 CHAIN = [*SHARED, *FIRST, *SECOND]
-
-
-@pytest.fixture
-def hand(tmp_path: Path) -> ByHand:
-    return ByHand(tmp_path)
 
 
 @contextlib.contextmanager
@@ -101,40 +94,6 @@ def test_a_vanished_job_tells_the_end_of_its_log(hand: ByHand) -> None:
     folder.write_state(0, running("base/m"))
     (folder.logs / "0_0_log.err").write_text("loading\nFatal Python error: Segmentation fault\n\n")
     assert "Fatal Python error: Segmentation fault" in one(hand).error
-
-
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-21T18:01:00 ***", ("CANCELLED", "")),
-        (
-            "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-21T18:01:00 DUE TO TIME LIMIT ***",
-            ("TIMEOUT", ""),
-        ),
-        (
-            "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-21T18:01:00 DUE TO NODE FAILURE ***",
-            ("NODE_FAIL", ""),
-        ),
-        (
-            "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.",
-            ("", "Detected 1 oom_kill event in StepId=7.0."),
-        ),
-        ("srun: error: node1: task 0: Killed", ("", "node1: task 0: Killed")),
-    ],
-)
-def test_what_slurm_writes_into_a_log_when_it_ends_a_job(hand: ByHand, line: str, found: tuple[str, str]) -> None:
-    folder = hand.launch("study", [{"stages": SHARED, "slurm": "7"}])
-    after = "launch/slurm: _step_signal: Terminating StepId=7.0\nsrun: Force Terminated StepId=7.0\n"
-    (folder.logs / "7_0_log.err").write_text(f"step 1\n{line}\n{after}")
-    assert log_end(folder, folder.jobs()[0], None) == found
-
-
-def test_how_slurm_ended_an_earlier_run_of_a_job_is_not_its_end(hand: ByHand) -> None:
-    folder = hand.launch("study", [{"stages": SHARED, "slurm": "7"}])
-    ended = datetime.fromtimestamp(time.time() - 3600).isoformat(timespec="seconds")
-    log = f"slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT {ended} DUE TO PREEMPTION ***\nloading\n"
-    (folder.logs / "7_0_log.err").write_text(log)
-    assert log_end(folder, folder.jobs()[0], running("base/m")) == ("", "loading")
 
 
 def test_an_evaluation_beside_it_does_not_hide_where_an_experiment_is(hand: ByHand) -> None:
