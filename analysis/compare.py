@@ -73,12 +73,13 @@ def _commit(provenance: str) -> str:
 
 def differences(a: Side, b: Side) -> Sheet:
     """B minus A for everything that both have, on the same seeds."""
-    results = []
+    results, alone = [], 0
     for arm in (arm for arm in b.table.arms if arm in a.table.arms):
         for size in (size for size in b.table.sizes if np.isclose(size, a.table.sizes, equal_nan=True).any()):
             for task in [AVERAGE, *(t for t in b.table.frames.tasks if t in a.table.frames.tasks)]:
                 ours, theirs = (_scores(side.table, arm, size, task) for side in (b, a))
                 seeds = ours.index.intersection(theirs.index)
+                alone += len(ours.index.symmetric_difference(theirs.index))
                 found = statistics.paired(ours[seeds].to_numpy(float), theirs[seeds].to_numpy(float))
                 if found.n:
                     results.append((arm, size, task, found))
@@ -93,6 +94,7 @@ def differences(a: Side, b: Side) -> Sheet:
     notes = [
         "Points of percent; p (Holm) holds for all of them together.",
         *(["All scores are equal."] if same else []),
+        *([f"Left out, because one side alone has them: {alone} scores."] if alone else []),
     ]
     columns = ["method", "annotations", "task", "difference", "95 % interval", "p", "p (Holm)", "effect", "seeds"]
     return Sheet(f"{b.name} minus {a.name}", columns, rows, notes)

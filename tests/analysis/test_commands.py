@@ -156,6 +156,13 @@ def test_two_commits_are_compared(copy: Made, other: Made, capsys: pytest.Captur
     assert "no evaluation is of that commit. There are: 0123456789ab, fedcba987654." in capsys.readouterr().err
 
 
+def test_what_one_side_alone_has_is_counted(made: Made, copy: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    copy.remove(copy.evaluation("iris", 100, 0, 2))
+    assert main(["compare", f"toy@{made.store.root}", f"toy@{copy.store.root}"]) == 0
+    out = capsys.readouterr().out
+    assert "All scores are equal." in out and "one side alone has them: 3 scores" in out, "two tasks and the average"
+
+
 def test_equal_studies_are_said_to_be_equal(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *[f"toy@{made.store.root}"] * 2]) == 0
     out = capsys.readouterr().out
