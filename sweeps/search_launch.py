@@ -92,7 +92,8 @@ def start(begun: Begun, workers: Workers) -> int:
             print(f"nothing to do: search {begun.search.name} has the workers it needs")
             return 0
         if isinstance(workers.launcher, Inline):
-            failed = local.run_inline(crew.folder, [Task(crew.worker(0), (), {}, 0)], begun.store)
+            with crew.folder.lock("scheduler").acquire():
+                failed = local.run_inline(crew.folder, [Task(crew.worker(0), (), {}, 0)], begun.store)
             print("\n".join(begun.report()))
             return 1 if failed else 0
     print(f"{crew.wanted} {workers.launcher.kind} workers of search {begun.search.name} for {begun.left()} trials")
