@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from iris.store import Store
 from sweeps.records import CANCELLED, DONE, Folder, Records
-from sweeps.standing import Standings
+from sweeps.standing import Standings, stored
 from sweeps.worker import Work
 
 READY, WAITING, DROPPED = "ready", "waiting", "dropped"
@@ -43,24 +43,18 @@ class Board:
             return DROPPED
         if any(m not in self.ended for m in task.needs):
             return WAITING
-        outside = [job for stage, job in task.awaited.items() if not self._stored(stage)]
+        outside = [job for stage, job in task.awaited.items() if not stored(self.store, stage)]
         if not outside:
             return READY
         # A job may have finished between the two looks.
-        return WAITING if all(self._live(job) for job in outside) or self._all_stored(task) else DROPPED
+        there = all(self._live(job) for job in outside) or all(stored(self.store, stage) for stage in task.awaited)
+        return WAITING if there else DROPPED
 
     def end(self, n: int) -> bool:
         """Note how a job has ended by what it said; whether it succeeded."""
         last = self.folder.state(n)
         self.ended[n] = last is not None and last.state == DONE
         return self.ended[n]
-
-    def _all_stored(self, task: Task) -> bool:
-        return all(self._stored(stage) for stage in task.awaited)
-
-    def _stored(self, stage: str) -> bool:
-        kind, _, key = stage.partition("/")
-        return self.store.find(kind, key) is not None
 
     def _live(self, job: str) -> bool:
         if time.monotonic() - self._looked > _LOOK_SECONDS:

@@ -12,7 +12,10 @@ from sweeps.records import CANCELLED, FAILED, Folder, JobRecord, State
 _SECONDS = 20
 _AGAIN = 4.0  # seconds between two questions to sacct about the jobs of one launch
 _TAIL = 8192  # bytes of a log
-_BY_SLURM = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT (?P<at>\S+)(?: DUE TO (?P<cause>[^*]+?))? \*\*\*")
+_BY_SLURM = re.compile(
+    r"\*\*\* (?P<what>JOB|STEP) \S+ ON \S+ CANCELLED AT (?P<at>\S+)(?: DUE TO (?P<cause>[^*]+?))? \*\*\*"
+)
+_DEATH = re.compile(r"^srun: error: \S+: tasks? \S+: ")
 _OF_SLURM = re.compile(r"^(srun|slurmstepd\S*): (error: )?")
 _NO_NEWS = (
     "*** STEP",
@@ -93,11 +96,24 @@ def log_end(folder: Folder, job: JobRecord, last: State | None) -> tuple[str, st
     """(Slurm's word for the end, the last line that says something), each empty if there is none, from the log."""
     files = [path for path in log_files(folder, job) if path.suffix == ".err"]
     lines = [line.strip() for line in tail(files[0]).splitlines()] if files else []
-    match = next((m for m in map(_BY_SLURM.search, reversed(lines)) if m), None)
+    match = _by_slurm(lines)
     if match and (last is None or datetime.fromisoformat(match["at"]).timestamp() > last.time - _GRACE):
         return _STEPD.get(match["cause"], "") if match["cause"] else "CANCELLED", ""
-    telling = (line for line in reversed(lines) if line and not any(word in line for word in _NO_NEWS))
-    return "", _OF_SLURM.sub("", next(telling, ""))
+    return "", _OF_SLURM.sub("", _telling(lines))
+
+
+def _by_slurm(lines: list[str]) -> re.Match[str] | None:
+    """The last line with which Slurm ends a job or its step; not where a dead process has ended its step."""
+    for n, line in reversed(list(enumerate(lines))):
+        match = _BY_SLURM.search(line)
+        if match and (match["what"] == "JOB" or not _DEATH.match(_telling(lines[:n]))):
+            return match
+    return None
+
+
+def _telling(lines: list[str]) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(lines) if line and not any(word in line for word in _NO_NEWS)), "")
 
 
 def tail(path: Path) -> str:

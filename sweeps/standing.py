@@ -116,11 +116,11 @@ class Standings:
     def _ended(self, folder: Folder, job: JobRecord, last: State | None) -> Standing:
         if last is not None and last.state in ENDED:
             return Standing(last.state, last.error, last=last)
-        if all(self._stored(stage) for stage in job.stages):
+        if all(stored(self.store, stage) for stage in job.stages):
             return Standing(DONE, last=last)
         if job.slurm is None and (last is None or last.state == INTERRUPTED):
             return Standing(BLOCKED if last is None else CANCELLED, last=last)  # stopped with what ran it
-        if last is None and not all(self._stored(stage) for stage in self._needed(folder, job)):
+        if last is None and not all(stored(self.store, stage) for stage in self._needed(folder, job)):
             return Standing(BLOCKED)
         stopped = last is not None and last.state == INTERRUPTED
         said = STOPPED if stopped else VANISHED
@@ -134,11 +134,12 @@ class Standings:
             others.append((self.records.folder(launch), int(number)))
         return [stage for other, n in others for stage in self.job(other, n).stages]
 
-    def _stored(self, stage: str) -> bool:
-        kind, _, key = stage.partition("/")
-        return self.store.find(kind, key) is not None
-
 
 def _running(last: State | None) -> Standing:
     silent = last is not None and last.state == RUNNING and time.time() - last.time > STALE
     return Standing(STALLED if silent else RUNNING, last=last)
+
+
+def stored(store: Store, name: str) -> bool:
+    """Whether the stage called `kind/key` is finished."""
+    return store.find(*name.split("/", 1)) is not None

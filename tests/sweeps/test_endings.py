@@ -29,6 +29,16 @@ SHARED = ["base/m", "data/d", "sft/s"]
             ("", "Detected 1 oom_kill event in StepId=7.0."),
         ),
         ("srun: error: node1: task 0: Killed", ("", "node1: task 0: Killed")),
+        (
+            "slurmstepd-node1: error: *** STEP 1.0 ON node1 CANCELLED AT 2026-11-21T18:01:00 ***\n"
+            "srun: error: node1: task 0: Terminated",
+            ("CANCELLED", ""),
+        ),
+        (
+            "srun: error: node1: task 1: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=1.0\n"
+            "slurmstepd-node1: error: *** STEP 1.0 ON node1 CANCELLED AT 2026-11-21T18:01:00 ***",
+            ("", "node1: task 1: Killed"),
+        ),
     ],
 )
 def test_what_slurm_writes_into_a_log_when_it_ends_a_job(hand: ByHand, line: str, found: tuple[str, str]) -> None:
