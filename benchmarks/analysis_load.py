@@ -88,7 +88,12 @@ def point(root: Path, number: int) -> dict[str, Any]:
     method, rest = METHODS[number % 7], number // 7
     facts = {"method": method, "model": "model", "data": "data", "size": SIZES[rest % len(SIZES)], "schedule": None}
     facts |= {"seed": rest // len(SIZES), "iterations": ITERATIONS, "tasks": TASKS}
-    overrides = [f"method={method}", f"data.size={SIZES[rest % len(SIZES)]}", f"seed={rest // len(SIZES)}", "iterations=5"]
+    overrides = [
+        f"method={method}",
+        f"data.size={SIZES[rest % len(SIZES)]}",
+        f"seed={rest // len(SIZES)}",
+        "iterations=5",
+    ]
     return {"name": f"e{number}", "overrides": overrides, "stages": list(experiment(root, number)), "facts": facts}
 
 

@@ -77,7 +77,7 @@ def _packed(
     if packed is None:
         raise RuntimeError("A model with packed attention was called without `packed`; reload it for other uses.")
     _refuse(module, dropout, extras)
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     return _attention(query, value, packed)(query, key, value, packed, scaling)[None], None
 
 
