@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-WORKERS ?= 2
+# More than cores: tests of a cluster mostly wait.
+WORKERS ?= 3
 
 # What the tests start that pip does not install: a throw-away Slurm cluster, and a browser that opens reports.
 PROGRAMS := sbatch munged slurmctld slurmd slurmdbd mariadbd chromium
