@@ -77,23 +77,22 @@ def _packed(
     if packed is None:
         raise RuntimeError("A model with packed attention was called without `packed`; reload it for other uses.")
     _refuse(module, dropout, extras)
-    query, key, value = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
-    return _attention(query, value, packed)(query, key, value, packed, scaling)[None], None
+    # Rotary embeddings computed in float32 promote query and key under autocast.
+    query, key, value = (states.squeeze(0).transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    return _attention(query, packed)(query, key, value, packed, scaling)[None], None
 
 
-def _attention(query: Tensor, value: Tensor, packed: Packed) -> Callable[..., Tensor]:
-    if value.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
+def _attention(query: Tensor, packed: Packed) -> Callable[..., Tensor]:
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _flash
-    if value.device.type == "cpu" and max(packed.key_lengths) ** 2 * query[0].numel() > _SMALL:
-        return _flash_cpu
-    return _together
+    large = max(packed.key_lengths) ** 2 * query[0].numel() > _SMALL
+    return _flash_cpu if large and query.device.type == "cpu" else _together
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
-    # Rotary embeddings computed in float32 promote query and key under autocast.
     out = varlen_attn(
-        query.to(value.dtype),
-        key[packed.keys].to(value.dtype),
+        query,
+        key[packed.keys],
         value[packed.keys],
         packed.query_offsets,
         packed.key_offsets,
@@ -137,13 +136,14 @@ class _Sequences(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
-        out, normaliser = torch.empty_like(query), query.new_empty(query.shape[:2])
+        out = torch.empty_like(query)
+        normaliser = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
         for own, prompt in _visible(packed):
             q, k, v = (_heads(states[own]) for states in (query, key, value))
             seen, total = _FORWARD(q, k, v, is_causal=True, scale=scaling)
             if prompt:
                 before, other = _FORWARD(q, _heads(key[prompt]), _heads(value[prompt]), scale=scaling)
-                seen = seen.lerp(before, torch.sigmoid(other - total)[..., None])
+                seen = seen.lerp(before, torch.sigmoid(other - total)[..., None].to(seen.dtype))
                 total = torch.logaddexp(total, other)
             out[own], normaliser[own] = seen[0].transpose(0, 1), total[0].t()
         ctx.save_for_backward(query, key, value, out, normaliser)

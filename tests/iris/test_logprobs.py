@@ -252,6 +252,7 @@ def test_no_logits_are_kept_for_the_backward_pass(fused: bool) -> None:
     assert not [shape for shape in kept if shape[-1] == VOCABULARY and set(shape[:-1]) & rows]
 
 
+@pytest.mark.usefixtures("each_attention")
 def test_bfloat16_autocast_returns_float32_close_to_full_precision() -> None:
     policy = Policy(tiny())
     exact = policy(pack(ROWS))
@@ -261,6 +262,13 @@ def test_bfloat16_autocast_returns_float32_close_to_full_precision() -> None:
     torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.5)
     assert not torch.equal(rounded, exact)
     assert all(grad.dtype == torch.float32 for grad in gradients(policy, product).values())
+
+
+@pytest.mark.usefixtures("each_attention")
+def test_a_bfloat16_model_scores_close_to_full_precision() -> None:
+    exact, rounded = Policy(tiny())(pack(ROWS)), Policy(tiny().to(torch.bfloat16))(pack(ROWS))
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.5)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
 
 
 def test_extreme_logits_stay_finite() -> None:
