@@ -281,8 +281,11 @@ def test_sixteen_workers_with_random_kills(tmp_path: Path) -> None:
         assert time.monotonic() - started < 1500
         time.sleep(0.15)
         living = [worker for worker in workers if worker.is_alive()]
-        if living and kills < 30:
-            os.kill(dice.choice(living).pid, signal.SIGKILL)
+        taken = [path.read_text().split() for path in log.iterdir() if held(tmp_path, int(path.name))]
+        busy = {int(pid) for pids in taken for pid in pids[-1:]}
+        if living and kills < 30:  # in the middle of a trial, if there is one
+            chosen = [worker for worker in living if worker.pid in busy] or living
+            os.kill(dice.choice(chosen).pid, signal.SIGKILL)
             kills += 1
             start(16 + kills)
     for worker in workers:
