@@ -1,6 +1,6 @@
 """RMS norms and rotary embeddings of a decoder for the CPU, in fewer sweeps over memory than transformers' own.
 
-Between the matrix products of a small model those take a fifth of a training step. Each goes over some rows at a time,
+Between the matrix products of a small model those take a sixth of a training step. Each goes over some rows at a time,
 within the cache, and keeps for the gradient no more than it needs. What a model has of its own is replaced where both
 give the same values on a probe, as Liger Kernel (arXiv 2410.10989) replaces it on a GPU, and nowhere else.
 """
