@@ -1,5 +1,5 @@
 """From finished experiments to frames, statistics, tables, figures and a report: `python -m analysis`."""
 
-from analysis.frames import Frames, load
+from analysis.collect.frames import Frames, load
 
 __all__ = ["Frames", "load"]

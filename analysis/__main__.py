@@ -14,15 +14,15 @@ Tables go to the terminal, or with out=FILE.md, .tex, .csv, .parquet or .html in
 import sys
 from collections.abc import Sequence
 
-from sweeps import command_line
+from sweeps.cli import command_line
 
 _MODULES = {
-    "table": "analysis.table_command",
-    "differences": "analysis.table_command",
-    "efficiency": "analysis.table_command",
-    "figures": "analysis.figures_command",
-    "report": "analysis.report",
-    "compare": "analysis.compare",
+    "table": "analysis.cli.table",
+    "differences": "analysis.cli.table",
+    "efficiency": "analysis.cli.table",
+    "figures": "analysis.cli.figures",
+    "report": "analysis.cli.report",
+    "compare": "analysis.cli.compare",
 }
 
 

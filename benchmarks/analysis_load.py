@@ -16,7 +16,7 @@ from typing import Any
 
 import analysis
 from iris.store import Store
-from sweeps.records import Records
+from sweeps.state.records import Records
 
 TASKS = [f"task{n}" for n in range(10)]
 ITERATIONS, METHODS, SIZES = (

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from iris import compose, models, plan, runner
+from iris import compose, plan
 from iris.config import identity
-from iris.logprobs import Policy
-from iris.methods import METHODS
-from iris.packing import Row, pack
+from iris.execution import runner
+from iris.execution.progress import Progress
+from iris.method.registry import METHODS
+from iris.model.logprobs import Policy
+from iris.model.packing import Row, pack
+from iris.model.policy import load_policy
+from iris.model.text import encode_prompt, encode_response, load_tokenizer
 from iris.plan import Stage
-from iris.progress import Progress
 from iris.store import Store
 
 FOLDER = Path("benchmarks/embedded")
@@ -82,14 +85,14 @@ def measure(policy: Stage, evaluate: Stage, name: str, context: runner.Context) 
         [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
         for task in (name, f"{name}_sampled")
     )
-    tokenizer = models.load_tokenizer(context.artifact(plan.base_of(policy)))
-    model = models.load_policy(context.artifact(policy), context.store, precision="float32", device=torch.device("cpu"))
+    tokenizer = load_tokenizer(context.artifact(plan.base_of(policy)))
+    model = load_policy(context.artifact(policy), context.store, precision="float32", device=torch.device("cpu"))
     scorer, template = Policy(model).eval(), "{prompt}\n"
     own, annotated = [], []
     for sample in sampled:
-        prompt = models.encode_prompt(tokenizer, template, sample["doc"]["prompt"])
+        prompt = encode_prompt(tokenizer, template, sample["doc"]["prompt"])
         texts = (sample["doc"]["response"], sample["response"][0])
-        responses = [models.encode_response(tokenizer, template, text) for text in texts]
+        responses = [encode_response(tokenizer, template, text) for text in texts]
         with torch.inference_mode():
             logps = scorer(pack([Row(prompt, responses)])).tolist()
         annotated.append(logps[0] / len(responses[0]))

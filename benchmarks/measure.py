@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from iris.packing import Row
+from iris.model.packing import Row
 from workload import SHAPES, Shape
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from iris.packing import Row
+from iris.model.packing import Row
 from measure import StepMeter
 from workload import BETA, LEARNING_RATE, MAX_NORM, PAD, Shape, device, model
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iris.config import Execution
-from iris.logprobs import Policy
-from iris.packing import Row, micro_batches, pack
+from iris.model.logprobs import Policy
+from iris.model.packing import Row, micro_batches, pack
 from measure import Meter, forward_flops, options
 from plain import response_logps
 from workload import batches, device, model, padded, rows
@@ -22,7 +22,7 @@ Score = Callable[[Sequence[Row]], Tensor]
 
 
 def packed(base: PreTrainedModel) -> Score:
-    """`iris.logprobs.Policy`, as the `score` stage runs it."""
+    """`iris.model.logprobs.Policy`, as the `score` stage runs it."""
     policy = Policy(base).eval()
 
     def run(batch: Sequence[Row]) -> Tensor:

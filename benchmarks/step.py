@@ -13,17 +13,18 @@ import numpy as np
 import torch
 import yaml
 
-from iris import batching, compose
+from iris import compose
 from iris.config import Execution
-from iris.gradient import Objective, TrainingSet
-from iris.logprobs import Policy
-from iris.methods import METHODS, needs
-from iris.packing import Row, micro_batches, pack
-from iris.progress import Line, Progress
-from iris.runner import Context
+from iris.execution.progress import Line, Progress
+from iris.execution.runner import Context
+from iris.execution.world import World
+from iris.method.registry import METHODS, needs
+from iris.model.logprobs import Policy
+from iris.model.packing import Row, micro_batches, pack
 from iris.store import Store
-from iris.training import Run
-from iris.world import World
+from iris.training import batching
+from iris.training.gradient import Objective, TrainingSet
+from iris.training.loop import Run
 from measure import Options, StepMeter, options
 from plain import plain
 from workload import (
@@ -88,7 +89,7 @@ def objective(method: str) -> Objective:
 
 
 def ours(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, method: str, distributed: str) -> None:
-    """`iris.training.Run`, as the `train` stage runs it."""
+    """`iris.training.loop.Run`, as the `train` stage runs it."""
     on_gpu = device().type == "cuda"
     settings = {**SETTINGS, "batch": len(work[0]), "precision": "bfloat16" if on_gpu else "float32"}
     execution = Execution(tracking=[], checkpoint_minutes=1e9, distributed=distributed)

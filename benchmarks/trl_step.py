@@ -14,7 +14,7 @@ from trl.trainer import utils as trl_utils
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from iris.packing import Row
+from iris.model.packing import Row
 from measure import StepMeter
 from workload import BETA, LEARNING_RATE, MAX_NORM, PAD, Shape, device, model
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from iris.packing import Row
+from iris.model.packing import Row
 
 PAD, EOS, FIRST = 0, 1, 4  # FIRST: the first ordinary token
 POOL = 1024  # pairs that a long run sorts by length

@@ -16,10 +16,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iris import schedules
 from iris.config import Config, Optimization, parse_size
 from iris.errors import UserError, nearest
-from iris.methods import METHODS, check_loss, needs
+from iris.method import schedules
+from iris.method.registry import METHODS, check_loss, needs
 
 _CHOICES = {
     "train.optimizer": ("adamw", "rmsprop"),

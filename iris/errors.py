@@ -12,3 +12,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """A sentence naming the choice closest to `name`, or the empty string when none is close."""
     match = get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -9,10 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from iris import fingerprint, schedules
+from iris import fingerprint
 from iris.config import Data, Experiment, Model, Optimization, Train, at_iteration, parse_size
 from iris.errors import UserError
-from iris.methods import needs
+from iris.method import schedules
+from iris.method.registry import needs
+
+TASKS = Path(__file__).parent / "evaluation" / "tasks"
 
 VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 1, "train": 1, "evaluate": 1}
 # Equal values, equal texts.
@@ -350,8 +353,6 @@ def _training(train: Train, run: Optimization, t: int) -> dict[str, Any]:
 
 
 def _evaluation(experiment: Experiment) -> dict[str, Any]:
-    from iris import tasks
-
     evaluate = experiment.evaluate
     folders = [Path(folder).expanduser().absolute() for folder in evaluate.include]
     for folder in folders:
@@ -359,7 +360,7 @@ def _evaluation(experiment: Experiment) -> dict[str, Any]:
             raise UserError(f"evaluate.include: {folder} is no folder.")
     return asdict(evaluate) | {
         "include": [fingerprint.of_path(folder) for folder in folders],
-        "packaged": fingerprint.of_path(Path(tasks.__path__[0])),
+        "packaged": fingerprint.of_path(TASKS),
         "harness": version("lm-eval"),
         "precision": experiment.train.precision,
     }

@@ -16,14 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from iris import compose, plan, processes, runner, table
+from iris import compose, plan, table
 from iris.config import Config, identity
 from iris.errors import UserError
-from iris.methods import METHODS
+from iris.execution import processes, runner
+from iris.execution.progress import Progress
+from iris.execution.world import World
+from iris.method.registry import METHODS
 from iris.plan import Chain
-from iris.progress import Progress
 from iris.store import Store, storage_errors
-from iris.world import World
 
 log = logging.getLogger("iris")
 
@@ -91,10 +92,12 @@ def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:
         return
     if context.world.main:
         context.store.prepare()
-    from iris import harness, models, training
+    from iris.evaluation import harness
+    from iris.execution.device import check_precision, find_device
+    from iris.training import loop
 
-    models.check_precision(config.train.precision, models.device(config.execution.device))
-    training.check_trackers(config.execution.tracking)
+    check_precision(config.train.precision, find_device(config.execution.device))
+    loop.check_trackers(config.execution.tracking)
     harness.check_tasks(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
     log.info("%d of %d stages are missing", len(missing), len(chain.stages))
 

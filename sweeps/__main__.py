@@ -12,17 +12,17 @@ python -m sweeps COMMAND --help says more.
 import sys
 from collections.abc import Sequence
 
-from sweeps import command_line
+from sweeps.cli import command_line
 
 _MODULES = {
-    "plan": "sweeps.plan_command",
-    "launch": "sweeps.launch_command",
-    "status": "sweeps.status",
-    "logs": "sweeps.manage",
-    "cancel": "sweeps.manage",
-    "retry": "sweeps.manage",
-    "rm": "sweeps.manage",
-    "search": "sweeps.search_command",
+    "plan": "sweeps.cli.plan",
+    "launch": "sweeps.cli.launch",
+    "status": "sweeps.cli.status",
+    "logs": "sweeps.cli.manage",
+    "cancel": "sweeps.cli.manage",
+    "retry": "sweeps.cli.manage",
+    "rm": "sweeps.cli.manage",
+    "search": "sweeps.cli.search",
 }
 
 

@@ -9,12 +9,12 @@ import pytest
 from analysis.__main__ import main as analysis_main
 from iris import compose
 from iris.config import Config
-from sweeps.arguments import parse
-from sweeps.experiments import Composer
-from sweeps.launchers import load_launcher
-from sweeps.search_file import load_search
-from sweeps.study import points
-from sweeps.study_file import load_study
+from sweeps.cli.arguments import parse
+from sweeps.launch.launchers import load_launcher
+from sweeps.search.file import load_search
+from sweeps.study.declare import points
+from sweeps.study.experiments import Composer
+from sweeps.study.file import load_study
 from tests.analysis import stores
 
 ROOT = Path(__file__).parent.parent

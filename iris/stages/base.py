@@ -28,9 +28,10 @@ from transformers import (
 from transformers.utils.import_utils import is_gguf_available
 
 from iris.errors import UserError, nearest
-from iris.models import fetch, read_config, read_tokenizer
+from iris.execution.runner import Context
+from iris.model.policy import fetch, read_config
+from iris.model.text import read_tokenizer
 from iris.plan import Stage
-from iris.runner import Context
 from iris.store import Claim
 
 _SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -27,12 +27,13 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris import data, models
-from iris.contamination import prompt_hash
-from iris.data import Example
+from iris.data import examples as data
+from iris.data.contamination import prompt_hash
+from iris.data.examples import Example
 from iris.errors import UserError
+from iris.execution.runner import Context
+from iris.model.text import check_template, encode_prompt, encode_response, load_tokenizer
 from iris.plan import Stage
-from iris.runner import Context
 from iris.store import Claim
 
 _REFUSED, _OVER_LONG = "refused by the chat template", "over-long prompt"
@@ -185,19 +186,19 @@ class _Encoder:
     @classmethod
     def of(cls, stage: Stage, context: Context) -> "_Encoder":
         identity = stage.identity
-        tokenizer = models.load_tokenizer(context.artifact(stage.one("tokenizer")))
-        models.check_template(tokenizer, identity["template"])
+        tokenizer = load_tokenizer(context.artifact(stage.one("tokenizer")))
+        check_template(tokenizer, identity["template"])
         return cls(tokenizer, identity["template"], identity["max_prompt_tokens"], identity["max_response_tokens"])
 
     def __call__(self, example: Example) -> dict[str, Any] | str:
         """The row of an example, or why it has none."""
         try:
-            prompt = models.encode_prompt(self.tokenizer, self.template, example.messages)
+            prompt = encode_prompt(self.tokenizer, self.template, example.messages)
         except jinja2.TemplateError:
             return _REFUSED
         if len(prompt) > self.max_prompt:
             return _OVER_LONG
-        response = models.encode_response(self.tokenizer, self.template, example.response)
+        response = encode_response(self.tokenizer, self.template, example.response)
         return {
             "hash": prompt_hash(example.user),
             "id": example.id,

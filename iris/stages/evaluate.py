@@ -5,11 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from iris import harness, models
-from iris.harness_part import from_json
+from iris.evaluation import harness
+from iris.evaluation.subset import from_json
+from iris.execution.device import find_device
+from iris.execution.runner import Context
+from iris.model.policy import load_policy
+from iris.model.text import eos_token_ids, load_tokenizer
 from iris.plan import SHARE, Stage, base_of, part
-from iris.rollouts import SlotEngine
-from iris.runner import Context
+from iris.sampling.rollouts import SlotEngine
 from iris.store import Artifact, Claim
 
 
@@ -20,9 +23,9 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """
     settings, policy = stage.identity, context.artifact(stage.one("policy"))
     known = _part(stage, context)
-    tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
-    device = models.device(context.execution.device)
-    model = models.load_policy(policy, context.store, precision=settings["precision"], device=device)
+    tokenizer = load_tokenizer(context.artifact(base_of(stage)))
+    device = find_device(context.execution.device)
+    model = load_policy(policy, context.store, precision=settings["precision"], device=device)
     scores = harness.evaluate(
         model,
         tokenizer,
@@ -34,7 +37,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         share=settings.get("share"),
         answers=from_json(known.read_json("answers.json")) if known else None,
         micro_batch_tokens=context.execution.micro_batch_tokens,
-        engine=SlotEngine(model, models.eos_token_ids(model.generation_config, tokenizer), context.execution.slots),
+        engine=SlotEngine(model, eos_token_ids(model.generation_config, tokenizer), context.execution.slots),
         world=context.world,
         progress=context.progress,
     )

@@ -3,23 +3,26 @@
 import hashlib
 from typing import Any
 
-from iris import data, models
+from iris.data import examples
+from iris.execution.device import find_device
+from iris.execution.runner import Context
+from iris.model.policy import load_policy, model_folder
+from iris.model.text import eos_token_ids, load_tokenizer
 from iris.plan import Stage, base_of
-from iris.responses import write_responses
-from iris.rollouts import Engine, Request, Sampling, SlotEngine
-from iris.runner import Context
-from iris.shards import Advance, lazily, run_shards
+from iris.sampling.rollouts import Engine, Request, Sampling, SlotEngine
+from iris.sampling.vllm_engine import VllmEngine, generation_config
+from iris.stages.responses import write_responses
+from iris.stages.shards import Advance, lazily, run_shards
 from iris.store import Claim
-from iris.vllm_rollouts import VllmEngine, generation_config
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Sample with a seed of its own for every prompt, so that a response depends on no other prompt."""
     identity, policy = stage.identity, stage.one("policy")
-    rows = data.read_rows(context.artifact(stage.one("data")))
-    slices = data.shards(rows.ids, identity["shard"])
+    rows = examples.read_rows(context.artifact(stage.one("data")))
+    slices = examples.shards(rows.ids, identity["shard"])
     sampling = Sampling(identity["temperature"], identity["top_p"], identity["max_new_tokens"])
-    tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
+    tokenizer = load_tokenizer(context.artifact(base_of(stage)))
     sampler = lazily(lambda: _engine(stage, context))
 
     def work(n: int, claim: Claim, advance: Advance) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         }
 
     shards = [
-        Stage("generate", f"{stage.name}-{n:04d}", _part(identity, data.shard_digest(rows, s)), {"policy": policy})
+        Stage("generate", f"{stage.name}-{n:04d}", _part(identity, examples.shard_digest(rows, s)), {"policy": policy})
         for n, s in enumerate(slices)
     ]
     sizes = [len(range(len(rows.ids))[s]) * identity["samples"] for s in slices]
@@ -70,10 +73,10 @@ def _part(identity: Any, digest: str) -> dict[str, Any]:
 
 def _engine(stage: Stage, context: Context) -> Engine:
     policy, precision = context.artifact(stage.one("policy")), stage.identity["precision"]
-    tokenizer = models.load_tokenizer(context.artifact(base_of(stage)))
+    tokenizer = load_tokenizer(context.artifact(base_of(stage)))
     if stage.identity["engine"] == "vllm":
-        folder = models.model_folder(policy)
-        return VllmEngine(folder, models.eos_token_ids(generation_config(folder), tokenizer), precision)
-    device = models.device(context.execution.device)
-    model = models.load_policy(policy, context.store, precision=precision, device=device)
-    return SlotEngine(model, models.eos_token_ids(model.generation_config, tokenizer), context.execution.slots)
+        folder = model_folder(policy)
+        return VllmEngine(folder, eos_token_ids(generation_config(folder), tokenizer), precision)
+    device = find_device(context.execution.device)
+    model = load_policy(policy, context.store, precision=precision, device=device)
+    return SlotEngine(model, eos_token_ids(model.generation_config, tokenizer), context.execution.slots)

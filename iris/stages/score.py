@@ -6,24 +6,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from iris import data, models
-from iris.logprobs import Policy
-from iris.packing import Row, micro_batches, pack
+from iris.data import examples
+from iris.execution.device import find_device
+from iris.execution.runner import Context
+from iris.model.logprobs import Policy
+from iris.model.packing import Row, micro_batches, pack
+from iris.model.policy import load_policy
 from iris.plan import Stage
-from iris.responses import read_responses, write_scores
-from iris.runner import Context
-from iris.shards import Advance, lazily, run_shards
+from iris.stages.responses import read_responses, write_scores
+from iris.stages.shards import Advance, lazily, run_shards
 from iris.store import Claim
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Score the annotated responses (the input is `data`) or the synthetic ones (the input is `generate`)."""
     policy, source = stage.one("policy"), stage.one("responses")
-    rows = data.read_rows(context.artifact(stage.one("data")))
+    rows = examples.read_rows(context.artifact(stage.one("data")))
     responses: Sequence[Sequence[Any]] = (
         [rows.response_tokens] if source.kind == "data" else read_responses(source, context)
     )
-    slices = data.shards(rows.ids, stage.identity["shard"])
+    slices = examples.shards(rows.ids, stage.identity["shard"])
     scorer = lazily(lambda: _scorer(stage, context))
 
     def work(n: int, claim: Claim, advance: Advance) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
             "tokens": sum(row.tokens for row in part),
         }
 
-    digests = [data.shard_digest(rows, s) for s in slices]
+    digests = [examples.shard_digest(rows, s) for s in slices]
     if source.kind == "generate":
         digests = context.artifact(source).manifest["inputs"]["shards"]
     identity = {"precision": stage.identity["precision"]}
@@ -56,9 +58,9 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 
 
 def _scorer(stage: Stage, context: Context) -> Policy:
-    device = models.device(context.execution.device)
+    device = find_device(context.execution.device)
     policy = context.artifact(stage.one("policy"))
-    model = models.load_policy(policy, context.store, precision=stage.identity["precision"], device=device)
+    model = load_policy(policy, context.store, precision=stage.identity["precision"], device=device)
     return Policy(model).eval()
 
 

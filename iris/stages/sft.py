@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from iris import data
-from iris.gradient import Objective, TrainingSet
+from iris.data import examples
+from iris.execution.runner import Context
 from iris.plan import Stage
-from iris.runner import Context
 from iris.store import Claim
-from iris.training import fit
+from iris.training.gradient import Objective, TrainingSet
+from iris.training.loop import fit
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Train on the token-mean negative log-likelihood of the responses."""
-    rows = data.read_rows(context.artifact(stage.one("data")))
+    rows = examples.read_rows(context.artifact(stage.one("data")))
     training = TrainingSet(rows.prompt_tokens, [rows.response_tokens])
     return fit(stage, context, claim, training, Objective("sft", {}))

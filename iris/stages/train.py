@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from iris import data, schedules
-from iris.gradient import Objective, TrainingSet
+from iris.data import examples
+from iris.execution.runner import Context
+from iris.method import schedules
 from iris.plan import Stage
-from iris.responses import read_responses, read_scores
-from iris.runner import Context
+from iris.stages.responses import read_responses, read_scores
 from iris.store import Claim
-from iris.training import fit, run_steps
+from iris.training.gradient import Objective, TrainingSet
+from iris.training.loop import fit, run_steps
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 
 def training_set(stage: Stage, context: Context) -> TrainingSet:
     """N = prompts × rounds samples; references [J, R, N] of J players, if the method has any."""
-    rows = data.read_rows(context.artifact(stage.one("data")))
+    rows = examples.read_rows(context.artifact(stage.one("data")))
     rounds = [read_responses(g, context) for g in stage.many("generate")]
     if not rounds:
         return TrainingSet(rows.prompt_tokens, [rows.response_tokens])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.frames import Frames
-from analysis.index import AVERAGE
+from analysis.collect.frames import Frames
+from analysis.collect.index import AVERAGE
 from iris.store import Store
 
 METHODS = {"sft": 0.002, "spin": 0.01, "iris": 0.02}  # what an iteration adds to the score

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from iris.store import Store
-from sweeps import search_file
-from sweeps.records import Launch, Records
-from sweeps.search_file import Search
+from sweeps.search import file as search_file
+from sweeps.search.file import Search
+from sweeps.state.records import Launch, Records
 
 METHODS, SIZES, SEEDS, ITERATIONS = ("sft", "spin", "iris"), (100, 200), (0, 1, 2), 2
 TASKS = {"sums": 20, "words": 10}  # and their documents

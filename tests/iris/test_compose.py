@@ -5,7 +5,7 @@ import pytest
 from iris import compose
 from iris.config import Experiment, at_iteration, identity, parse_size
 from iris.errors import UserError
-from iris.methods import METHODS
+from iris.method.registry import METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)

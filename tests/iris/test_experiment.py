@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iris import compose, plan, run, runner, table
+from iris import compose, plan, run, table
 from iris.config import Config, identity
-from iris.methods import METHODS, needs
+from iris.execution import runner
+from iris.method.registry import METHODS, needs
 from iris.plan import Chain
 from iris.store import Artifact, Store
 

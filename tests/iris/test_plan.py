@@ -16,7 +16,7 @@ import pytest
 from iris import compose, fingerprint, plan
 from iris.config import Config, Execution, identity
 from iris.errors import UserError
-from iris.methods import METHODS, needs
+from iris.method.registry import METHODS, needs
 from iris.plan import Chain, Stage
 
 Keys = dict[str, str]

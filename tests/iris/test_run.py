@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from iris import compose, processes, run
+from iris import compose, run
 from iris.config import Config
 from iris.errors import UserError
-from iris.methods import METHODS
+from iris.execution import processes
+from iris.method.registry import METHODS
 
 Tiny = Callable[..., Config]
 

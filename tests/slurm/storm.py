@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from iris.store import Store
-from sweeps.records import RUNNING, Folder, JobRecord, Records, State
-from sweeps.standing import Standing, Standings
+from sweeps.state.job_status import JobStatus, JobStatuses
+from sweeps.state.records import RUNNING, Folder, JobRecord, Records, State
 
 from .cluster import Cluster
 from .daemon import alive, wait_for
@@ -35,7 +35,7 @@ _SOON = 10.0  # seconds in which a job starts that was told to
 _PATIENCE = 600.0  # seconds without any news after which something hangs
 _DONE = re.compile(r"INFO iris: done (\S+ \S+) in")
 
-Found = tuple[Folder, JobRecord, Standing]
+Found = tuple[Folder, JobRecord, JobStatus]
 
 
 class Storm:
@@ -154,7 +154,7 @@ class Storm:
     # --- what there is
 
     def jobs(self) -> list[Found]:
-        standings = Standings(self.records, self.store)
+        standings = JobStatuses(self.records, self.store)
         return [(f, job, standings.of(f, job)) for f in self.records.launches() for job in f.jobs()]
 
     def live(self) -> list[Found]:

@@ -16,13 +16,13 @@ import pytest
 from iris.config import Execution
 from iris.errors import UserError
 from iris.store import Store
-from sweeps.launch import Request, launch
-from sweeps.launchers import Launcher, load_launcher
-from sweeps.plan import Plan
-from sweeps.records import CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, JobRecord, Records, State
-from sweeps.slurm_job import Requeue, SlurmJob
-from sweeps.standing import BLOCKED, PREEMPTED, VANISHED, Standing, Standings
-from sweeps.worker import Work
+from sweeps.launch.launchers import Launcher, load_launcher
+from sweeps.launch.slurm_job import Requeue, SlurmJob
+from sweeps.launch.submit import Request, launch
+from sweeps.launch.worker import Work
+from sweeps.state.job_status import BLOCKED, PREEMPTED, VANISHED, JobStatus, JobStatuses
+from sweeps.state.records import CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, JobRecord, Records, State
+from sweeps.study.plan import Plan
 
 from ..sweeps.tiny import files, tiny_plan
 from .cluster import Cluster
@@ -61,10 +61,10 @@ def job(store: Store, number: int = 0) -> JobRecord:
     return next(job for job in Records(store).launches()[-1].jobs() if job.job == number)
 
 
-def standing(store: Store, number: int = 0) -> Standing:
+def standing(store: Store, number: int = 0) -> JobStatus:
     """How it stands."""
     records = Records(store)
-    return Standings(records, store).of(records.launches()[-1], job(store, number))
+    return JobStatuses(records, store).of(records.launches()[-1], job(store, number))
 
 
 def said(store: Store, number: int = 0) -> State:

@@ -17,11 +17,11 @@ import pytest
 from iris import compose
 from iris.errors import UserError
 from iris.store import Store
-from sweeps.launch import Request, launch
-from sweeps.launchers import Launcher, load_launcher
-from sweeps.plan import Plan
-from sweeps.records import DONE, FAILED, RUNNING, Folder, Records
-from sweeps.standing import BLOCKED, Standings
+from sweeps.launch.launchers import Launcher, load_launcher
+from sweeps.launch.submit import Request, launch
+from sweeps.state.job_status import BLOCKED, JobStatuses
+from sweeps.state.records import DONE, FAILED, RUNNING, Folder, Records
+from sweeps.study.plan import Plan
 
 from ..sweeps.tiny import files, tiny_plan, write_study
 from .cluster import Cluster
@@ -40,7 +40,7 @@ def slurm(*changes: str) -> Launcher:
 def standings(store: Store) -> list[str]:
     """How the jobs of all launches stand."""
     records = Records(store)
-    found = Standings(records, store)
+    found = JobStatuses(records, store)
     return [found.of(folder, job).state for folder in records.launches() for job in folder.jobs()]
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from sweeps.records import FAILED, RUNNING, Folder, Records
-from sweeps.search_book import valid
-from sweeps.search_study import STORAGE
-from sweeps.standing import Standings
+from sweeps.search.optuna_study import STORAGE
+from sweeps.search.trial_queue import valid
+from sweeps.state.job_status import JobStatuses
+from sweeps.state.records import FAILED, RUNNING, Folder, Records
 
 from ..sweeps.search_tiny import begun, search, stored, write_search
 from .cluster import Cluster
@@ -30,7 +30,7 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 def live(path: Path) -> int:
     """Jobs of the search that wait or run."""
     records = Records(begun(path).store)
-    standings = Standings(records, begun(path).store)
+    standings = JobStatuses(records, begun(path).store)
     return sum(standings.of(folder, job).live for folder in records.launches() for job in folder.jobs())
 
 
@@ -63,7 +63,7 @@ def test_a_search_loses_workers_and_no_trial(
             time.sleep(1)
     assert kills == 8
     records = Records(begun(path).store)
-    standings = [Standings(records, begun(path).store).of(folder, job) for job in folder.jobs()]
+    standings = [JobStatuses(records, begun(path).store).of(folder, job) for job in folder.jobs()]
     assert [s.state for s in standings].count(FAILED) == 8, "the dead do not count as done"
 
     trials = begun(path).study().trials

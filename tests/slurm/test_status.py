@@ -11,8 +11,8 @@ import pytest
 
 from iris.store import Store
 from sweeps import __main__ as command_line
-from sweeps.overview import Experiment, Overview
-from sweeps.records import Folder, JobRecord, Launch, Records
+from sweeps.state.records import Folder, JobRecord, Launch, Records
+from sweeps.state.study_status import Experiment, StudyStatus
 
 from .cluster import Cluster
 from .daemon import wait_for
@@ -31,7 +31,7 @@ reporter._SECONDS = 0.1
 folder, number, stages, work = Folder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3].split(), sys.argv[4]
 store = Store(folder.path.parents[2])
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-with reporter.Reporter(folder, number, attempt=attempt) as reports:
+with reporter.Heartbeat(folder, number, attempt=attempt) as reports:
     progress = reporter.Reported(reports)
     for stage in stages:
         reports.begin(stage)
@@ -77,7 +77,7 @@ class Study:
 
     def look(self, name: str = "a") -> Experiment:
         """An experiment as it is now."""
-        return next(e for e in Overview(self.store).experiments("study") if e.name == name)
+        return next(e for e in StudyStatus(self.store).experiments("study") if e.name == name)
 
     def wait(self, *states: str, name: str = "a") -> Experiment:
         """The experiment once it is in one of these states."""

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from iris.store import Store
-from sweeps.launch import Request, launch
-from sweeps.launchers import load_launcher
-from sweeps.standing import LIVE
+from sweeps.launch.launchers import load_launcher
+from sweeps.launch.submit import Request, launch
+from sweeps.state.job_status import LIVE
 
 from ..sweeps.tiny import files, tiny_plan, write_study
 from .cluster import Cluster

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from iris.store import Store
-from sweeps.records import Folder, JobRecord, Launch, Records, State
+from sweeps.state.records import Folder, JobRecord, Launch, Records, State
 
 COST = {"seconds": 3600.0, "cpu_seconds": 3600.0, "gpu_seconds": 1800.0}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .by_hand import ByHand
+from tests.sweeps.by_hand import ByHand
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import yaml
 
 from iris.store import Store
 from sweeps import __main__ as command
-from sweeps.search_begun import Begun
-from sweeps.search_file import Search, load_search
-
-from .tiny import write_study
+from sweeps.search.file import Search, load_search
+from sweeps.search.session import Session
+from tests.sweeps.tiny import write_study
 
 LEVELS = {"schedule.levels": {"low": 0.25, "high": 1.5, "step": 0.25, "per": "iteration"}}
 # Unlike right answers, which such a model does not give, likelihoods differ between any two policies.
@@ -50,9 +49,9 @@ def search(path: Path, *words: str) -> int:
     return command.main(["search", f"search={path}", *words])
 
 
-def begun(path: Path, *words: str) -> Begun:
+def begun(path: Path, *words: str) -> Session:
     """The search of a file on its store."""
-    return Begun(load(path, *words), str(path.parent / "store"))
+    return Session(load(path, *words), str(path.parent / "store"))
 
 
 def load(path: Path, *words: str) -> Search:

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from iris.store import Store
-from sweeps.experiments import compose_all
-from sweeps.plan import Plan, make_plan
-from sweeps.study import points
-from sweeps.study_file import load_study
+from sweeps.study.declare import points
+from sweeps.study.experiments import compose_all
+from sweeps.study.file import load_study
+from sweeps.study.plan import Plan, make_plan
 from tests import sums
 
 

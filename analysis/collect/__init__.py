@@ -1,0 +1,1 @@
+"""Collect finished experiments of a store into pandas frames."""

@@ -1,0 +1,1 @@
+"""Compare methods: scores by seed, intervals and tests."""

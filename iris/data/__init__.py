@@ -1,0 +1,1 @@
+"""Read annotated examples from files, hubs and generators."""

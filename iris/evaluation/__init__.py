@@ -1,0 +1,1 @@
+"""Score a policy with lm-eval."""

@@ -1,0 +1,250 @@
+"""The model as lm-eval sees it: likelihoods from packed micro-batches, responses from the rollout engine.
+
+HFLM tokenizes, applies the chat template and knows the context length. Every process holds the whole model, sees all
+requests and answers its share; the answers are exchanged, so that each process goes on with all of them. lm-eval's own
+splitting of documents would give every process other few-shot examples.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from iris.errors import UserError
+from iris.evaluation.subset import request_keys
+from iris.execution.progress import Progress
+from iris.execution.world import World
+from iris.model.logprobs import Policy
+from iris.model.packing import Packed, Row, micro_batches, pack
+from iris.sampling.rollouts import Engine, Request, Sampling
+
+# Positions whose logits exist at a time.
+_HEAD_ROWS = 1024
+# A response is looked at for stop strings when it has reached this many tokens, then twice as many, and so on.
+_FIRST_LOOK = 128
+_SETTINGS = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
+
+
+@dataclass
+class _Job:
+    """A prompt to continue, and its response as far as it is written."""
+
+    prompt: list[int]
+    until: list[str]
+    sampling: Sampling
+    seed: int
+    response: list[int] = field(default_factory=list)
+    text: str = ""
+    done: bool = False
+
+    @property
+    def next(self) -> Sampling:
+        """How to sample up to the next look for stop strings."""
+        written = len(self.response)
+        rest = self.sampling.max_new_tokens - written
+        tokens = min(rest, max(_FIRST_LOOK, written)) if self.until else rest
+        return Sampling(self.sampling.temperature, self.sampling.top_p, tokens)
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """`model`, which must lie in memory as a whole, behind lm-eval's three kinds of request.
+
+    `tokens` counts what this process has fed and sampled; `truncated` its requests whose prompt lost its beginning
+    because it was longer than the model's context. What `answers` knows is not asked again; it grows by what is.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        engine: Engine,
+        *,
+        micro_batch_tokens: int,
+        max_new_tokens: int | None,
+        seed: int,
+        world: World,
+        progress: Progress,
+        answers: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=64)
+        self.engine, self.micro_batch_tokens, self.max_new_tokens = engine, micro_batch_tokens, max_new_tokens
+        self.seed, self.world, self.progress = seed, world, progress
+        self.tokens = self.truncated = self.reused = 0
+        self.answers = dict(answers or {})
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        """(log π(continuation | context) in nats, whether it is the greedy one) of every request."""
+        return self._answer("likelihoods", requests, requests, partial(super().loglikelihood, disable_tqdm=True))
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        """log π(text) in nats of every request."""
+        return self._answer(
+            "likelihoods", requests, requests, partial(super().loglikelihood_rolling, disable_tqdm=True)
+        )
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        """The response to every request, cut before the first of its stop strings."""
+        repeats: Counter[tuple[str, int]] = Counter()
+        work = []
+        for request in requests:
+            document = request.task_name, request.doc_id
+            work.append((request.args[0], *self._settings(request), _seed(self.seed, *document, repeats[document])))
+            repeats[document] += 1
+        return self._answer("responses", requests, work, self._generate)
+
+    def _answer(
+        self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
+        """The answers to all requests, known ones included; `work` is what each comes to."""
+        keys = request_keys(requests)
+        new = [index for index, key in enumerate(keys) if key not in self.answers]
+        found = self._share(label, [requests[i] for i in new], [work[i] for i in new], answer)
+        self.reused += len(keys) - len(new)
+        self.answers |= zip((keys[i] for i in new), found, strict=True)
+        return [self.answers[key] for key in keys]
+
+    def _share(
+        self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
+    ) -> list[Any]:
+        """The answers to all requests, of which this process works out its share; `work` is what each comes to."""
+        size, documents = self.world.size, dict[tuple[str, int], int]()
+        # All requests of a document go to one process: they have the context in common.
+        owners = [documents.setdefault((r.task_name, r.doc_id), len(documents)) % size for r in requests]
+        mine = [item for item, owner in zip(work, owners, strict=True) if owner == self.world.rank]
+        failure, own = None, []
+        with self.progress.line(f"evaluate {label}", len(mine), "requests") as self._line:
+            try:
+                own = answer(mine) if mine else []
+            except Exception as error:
+                if size == 1:
+                    raise
+                failure = error  # raised below: the others are waiting for this process
+        parts = self.world.gather((failure and f"{type(failure).__name__}: {failure}", own))
+        for process, (failed, _) in enumerate(parts):
+            if failed:
+                raise RuntimeError(f"Process {process} could not answer its evaluation requests: {failed}") from failure
+        answers = [iter(part) for _, part in parts]
+        return [next(answers[owner]) for owner in owners]
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Any]:
+        """As HFLM's, but each context is computed once for all of its continuations, without padding."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, (_, context, continuation) in enumerate(requests):
+            groups[self._context(context, continuation)].append(index)
+        rows = [Row(context, [requests[i][2] for i in members]) for context, members in groups.items()]
+        members = list(groups.values())
+        answers: list[Any] = [None] * len(requests)
+        with _packed(self.model):
+            for batch in micro_batches([row.tokens for row in rows], self.micro_batch_tokens):
+                indices = [index for row in batch for index in members[row]]
+                packed = pack([rows[row] for row in batch]).to(self.device)
+                scores = _scored(self.model, packed, self.max_length)
+                for index, logp, greedy in zip(indices, *(values.tolist() for values in scores), strict=True):
+                    answers[index] = logp, greedy
+                self._line.advance(len(indices))
+        self.tokens += sum(row.tokens for row in rows)
+        return answers
+
+    def _context(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
+        """The context as far back as the model's goes; the last token of a continuation is only predicted, not fed."""
+        room = self.max_length + 1 - len(continuation)
+        if room < 1 or not continuation:
+            raise UserError(
+                f"A text to score has {len(continuation)} tokens; it needs at least one, and the model's context of "
+                f"{self.max_length} must hold it."
+            )
+        return tuple(self._cut(context, room))
+
+    def _cut(self, prompt: Sequence[int], room: int) -> list[int]:
+        self.truncated += len(prompt) > room
+        return list(prompt[-room:])
+
+    def _settings(self, request: Any) -> tuple[list[str], Sampling]:
+        """Stop strings and sampling that a task asks for."""
+        kwargs = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
+        tokens = min(kwargs["max_gen_toks"], self.max_new_tokens or kwargs["max_gen_toks"])
+        temperature = float(kwargs.get("temperature", 0.0))
+        where = f"generation_kwargs of the evaluation task '{request.task_name}'"
+        if unknown := set(kwargs) - _SETTINGS:
+            raise UserError(f"The {where} hold {', '.join(sorted(unknown))}; only {', '.join(sorted(_SETTINGS))} work.")
+        if kwargs["do_sample"] and temperature == 0:
+            raise UserError(f"The {where} set do_sample without a temperature above 0: set one, or do_sample: false.")
+        if tokens >= self.max_length:
+            raise UserError(
+                f"The {where} ask for {tokens} new tokens, which leaves no room for the prompt in the model's context "
+                f"of {self.max_length}. Leave the task out, or limit the new tokens of evaluation."
+            )
+        return [stop for stop in kwargs["until"] if stop], Sampling(temperature, kwargs.get("top_p", 1.0), tokens)
+
+    def _generate(self, work: Sequence[tuple[str, list[str], Sampling, int]]) -> list[str]:
+        jobs = [self._job(*item) for item in work]
+        looks = 0
+        while unfinished := [job for job in jobs if not job.done]:
+            groups: dict[Sampling, list[_Job]] = defaultdict(list)
+            for job in unfinished:
+                groups[job.next].append(job)
+            for sampling, group in groups.items():
+                self._continue(group, sampling, (lambda _: None) if looks else self._line.advance)
+            looks += 1
+        return [job.text for job in jobs]
+
+    def _job(self, context: str, until: list[str], sampling: Sampling, seed: int) -> _Job:
+        return _Job(
+            self._cut(self.tok_encode(context), self.max_length - sampling.max_new_tokens), until, sampling, seed
+        )
+
+    def _continue(self, jobs: Sequence[_Job], sampling: Sampling, progress: Callable[[int], None]) -> None:
+        """Write each response up to its end, its limit or the next look for stop strings."""
+        requests = [Request(job.prompt + job.response, job.seed + len(job.response)) for job in jobs]
+        for job, (rollout,) in zip(jobs, self.engine.generate(requests, sampling, progress), strict=True):
+            self.tokens += len(job.prompt) + len(job.response) + len(rollout.tokens)
+            job.response += rollout.tokens[:-1] if rollout.finished else rollout.tokens
+            text = self.tok_decode(job.response)
+            job.text = postprocess_generated_text(text, job.until, None)
+            full = len(job.response) == job.sampling.max_new_tokens
+            job.done = rollout.finished or full or job.text != text
+
+
+def _seed(seed: int, task: str, document: int, repeat: int) -> int:
+    """The seed of one response: a function of what it answers, so that limits and other tasks do not change it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{task}/{document}/{repeat}".encode()).digest()[:7])
+
+
+@contextmanager
+def _packed(model: PreTrainedModel) -> Iterator[None]:
+    """Packed attention, which other users of the model do not understand, for the duration of a block."""
+    attention = model.config._attn_implementation
+    Policy(model)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.set_attn_implementation(attention)
+
+
+def _scored(model: PreTrainedModel, packed: Packed, context: int) -> tuple[Tensor, Tensor]:
+    """log π(response | prompt) in nats, float32 [R], and whether each response is the greedy one, bool [R]."""
+    # The last token of a response may lie one position beyond the context; nothing is read from there.
+    positions = packed.position_ids.clamp(max=context - 1)
+    states = model.base_model(
+        input_ids=packed.input_ids, position_ids=positions, use_cache=False, packed=packed
+    ).last_hidden_state[0][packed.predict]
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    logps, greedy = [], []
+    for start in range(0, len(states), _HEAD_ROWS):
+        labels = packed.labels[start : start + _HEAD_ROWS]
+        logits = head(states[start : start + _HEAD_ROWS]).float()
+        logps.append(logits.log_softmax(-1).gather(1, labels[:, None])[:, 0])
+        greedy.append(logits.argmax(-1) == labels)
+    lengths = list(packed.response_lengths)
+    sums = [part.sum() for part in torch.split(torch.cat(logps), lengths)]
+    return torch.stack(sums), torch.stack([part.all() for part in torch.split(torch.cat(greedy), lengths)])

@@ -1,0 +1,1 @@
+"""Run stages: processes, ranks, interruption, progress and provenance."""

@@ -1,0 +1,1 @@
+"""Objectives, the methods that use them, and schedules of the order α."""

@@ -1,0 +1,1 @@
+"""Load, save and adapt policies; tokenize prompts and responses; compute log-probabilities."""

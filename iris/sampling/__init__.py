@@ -1,0 +1,1 @@
+"""Sample responses from a policy."""

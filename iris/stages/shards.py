@@ -1,0 +1,64 @@
+"""Stages whose work falls into shards: each is an artifact of its own, shared by nested subsets and resumed at."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from iris.execution import interruption
+from iris.execution.interruption import Interrupted
+from iris.execution.runner import Context, Cost, compute
+from iris.execution.world import World
+from iris.plan import Stage
+from iris.store import Artifact, Claim
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+Work = Callable[[int, Claim, Advance], dict[str, Any]]
+
+
+def run_shards(
+    shards: Sequence[Stage], sizes: Sequence[int], work: Work, context: Context, label: str, unit: str
+) -> tuple[list[Artifact], dict[str, Any]]:
+    """Compute the missing shards, each process its share. `work(n, claim, advance)` computes shard n. Returns all of
+    them, and what their stage reports: its inputs, what it spent on them, and what all of them cost, whoever did it.
+
+    `sizes` counts the units of each shard, for the progress line. A shard that another run holds is waited for.
+    Raises Interrupted, in all processes, when one of them was asked to stop before its last shard.
+    """
+    alone = replace(context, world=World())
+    found = [context.store.find(s.kind, s.key) is not None for s in shards]
+    own = [n for n in range(context.world.rank, len(shards), context.world.size) if not found[n]]
+    left, costs = len(own), list[Cost]()
+    with contextlib.ExitStack() as stack:
+        if own:
+            line = stack.enter_context(context.progress.line(label, sum(sizes), unit))
+            line.resume(sum(size for size, there in zip(sizes, found, strict=True) if there))
+        for n in own:
+            if interruption.requested():
+                break
+            left -= 1
+            with alone.store.claim(shards[n].kind, shards[n].key) as claim:
+                if claim is not None:
+                    run = partial(work, n, claim, line.advance)
+                    costs.append(compute(shards[n], alone, claim, run))
+    if any(context.world.gather(left)):  # all processes wait here for one another
+        raise Interrupted(f"{label}: stopped between two shards")
+    spent = {name: sum(cost[name] for cost in costs) for name in ("seconds", "cpu_seconds")}
+    done = [context.load(s.kind, s.key) for s in shards]
+    names = ("seconds", "cpu_seconds", "gpu_seconds", "tokens")
+    total = {name: sum(a.manifest["cost"][name] for a in done) for name in names}
+    return done, {"inputs": {"shards": [a.key for a in done]}, "spent": spent, "shards": total}
+
+
+def lazily(make: Callable[[], T]) -> Callable[[], T]:
+    """Call `make` once, at the first use: a model is not loaded when every shard is cached."""
+    made: list[T] = []
+
+    def get() -> T:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get

@@ -1,0 +1,1 @@
+"""Train a policy: batches, exact gradients of global batches, steps and checkpoints."""

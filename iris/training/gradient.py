@@ -1,0 +1,256 @@
+"""The exact gradient of a loss on the global batch, accumulated over micro-batches and processes.
+
+Loss and gradient of a step do not depend on how the batch is split (up to the order of floating-point sums). A loss
+that is a mean over samples is differentiated part by part, with the global count. A *coupled* loss (IRIS) is one
+function of all log-probabilities of the batch. Where a process has its share in one part, the gradient is taken with
+weights known up to their normaliser, one for the annotated and one for the synthetic responses, which follow when all
+processes' log-probabilities are gathered; otherwise a pass without gradient collects the log-probabilities first.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from iris.execution.world import World
+from iris.method import objectives
+from iris.method.registry import needs
+from iris.model.head import Coefficients, coefficients_of
+from iris.model.packing import Row, Tokens, pack
+
+# Weights are kept relative to the largest of the first ones; e^60 times that fits float32 with room for the sums.
+_HEADROOM = 60.0
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """N samples with R responses each: the annotated first, then the synthetic ones, then the proto one if any.
+
+    `references` are log-probabilities [J, R, N] under J frozen references (float64).
+    """
+
+    prompts: Sequence[Tokens]  # [N]
+    responses: Sequence[Sequence[Tokens]]  # [R][N]
+    references: np.ndarray | None = None
+    synthetic: int = 0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def row(self, index: int) -> Row:
+        """One sample for packing; −1 is a stand-in of weight zero."""
+        return Row(self.prompts[index], [response[index] for response in self.responses])
+
+    def lengths(self) -> list[int]:
+        """Packed tokens of every sample."""
+        return [len(p) + sum(len(r[i]) for r in self.responses) for i, p in enumerate(self.prompts)]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method's loss as a function of log-probabilities."""
+
+    method: str
+    parameters: Mapping[str, float]
+    alpha: Callable[[int], float] | None = None  # the order of each step, for methods that have one
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the loss is one function of the whole batch."""
+        return needs(self.method).coupled
+
+    def loss(self, logps: Tensor, references: Tensor | None, *, step: int, batch: int, tokens: int) -> Tensor:
+        """The share of these samples in the loss of a global batch of `batch` samples and `tokens` response tokens.
+
+        logps [b, R], references [J, b, R] → scalar. For a coupled loss the samples must be the whole batch.
+        """
+        needed = needs(self.method)
+        function = getattr(objectives, self.method)
+        if not needed.synthetic:
+            result: Tensor = function(logps[:, 0], tokens=tokens, **self.parameters).sum()
+            return result
+        values = logps if references is None else logps - references
+        stop = logps.shape[1] - (1 if needed.proto else 0)
+        real, synthetic = values[..., :1], values[..., 1:stop]
+        terms = [real.expand_as(synthetic).flatten(-2), synthetic.flatten(-2)]
+        if needed.proto:
+            terms.append(values[..., stop:].expand_as(synthetic).flatten(-2))
+        elif needed.players == 1:
+            terms = [t.squeeze(0) for t in terms]
+        value: Tensor = function(*terms, **self._parameters(step))
+        return value if needed.coupled else value.sum() / (batch * synthetic.shape[-1])
+
+    def tilts(self, step: int) -> tuple[float, float]:
+        """The log-weights of a coupled loss as multiples of the ratios, of annotated and of synthetic responses."""
+        return objectives.iris_tilts(**self._parameters(step))
+
+    def _parameters(self, step: int) -> dict[str, float]:
+        return dict(self.parameters) | ({} if self.alpha is None else {"alpha": self.alpha(step)})
+
+
+class Gradient:
+    """Accumulates the gradient of an objective in the parameters of a prepared policy."""
+
+    def __init__(
+        self, policy: torch.nn.Module, accelerator: Accelerator, world: World, data: TrainingSet, objective: Objective
+    ) -> None:
+        self.policy, self.accelerator, self.world = policy, accelerator, world
+        self.data, self.objective = data, objective
+
+    def accumulate(self, step: int, indices: list[int], parts: list[list[int]]) -> tuple[float, dict[str, float]]:
+        """Add the gradient of this process's parts; returns the loss and statistics of the global batch."""
+        batch = _Batch(self, step, indices)
+        if not self.objective.coupled:
+            values = [self._fused(part, batch.coefficients(part), k == len(parts) - 1) for k, part in enumerate(parts)]
+            return batch.summary(self._gather(values, parts))
+        if len(parts) == 1 and (summary := self._at_once(batch, parts[0])):
+            return summary
+        with torch.no_grad():
+            values = [self.policy(self._packed(part)).view(len(part), -1) for part in parts]
+        gathered = self._gather(values, parts)
+        start = 0
+        shares = self._own(batch.shares(gathered), gathered)
+        for k, part in enumerate(parts):
+            share = shares[start : start + len(part)].to(values[k]).flatten()
+            self._fused(part, lambda _, responses, share=share: share[responses], k == len(parts) - 1)  # type: ignore[misc]
+            start += len(part)
+        return batch.summary(gathered)
+
+    def _fused(self, part: list[int], coefficients: Coefficients, last: bool) -> Tensor:
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy):
+            logps, products = self.policy(self._packed(part), coefficients)
+            self._backward(products.sum())
+        result: Tensor = logps.view(len(part), -1)
+        return result
+
+    def _at_once(self, batch: "_Batch", part: list[int]) -> tuple[float, dict[str, float]] | None:
+        """The gradient of a coupled loss from one pass; None where its weights leave the range of the first ones."""
+        weights = _Weights(batch, part)
+        logps, products = self.policy(self._packed(part, by_column=True), weights)
+        values = torch.cat([logps[: len(part), None], logps[len(part) :].view(len(part), -1)], dim=1)
+        if any(self.world.gather(weights.outside)):
+            return None
+        gathered = self._gather([values], [part])
+        shares = self._own(batch.shares(gathered), gathered)
+        self._backward(products @ weights.factors(shares).to(products))
+        return batch.summary(gathered)
+
+    def _backward(self, scalar: Tensor) -> None:
+        # DDP and FSDP average gradients over processes; ours add up to the global batch's.
+        self.accelerator.backward(scalar * self.world.size)
+
+    def _packed(self, part: list[int], *, by_column: bool = False) -> Any:
+        return pack([self.data.row(i) for i in part], by_column=by_column).to(self.accelerator.device)
+
+    def _gather(self, values: list[Tensor], parts: list[list[int]]) -> list[tuple[list[int], np.ndarray]]:
+        """Every process's sample indices and log-probabilities [b, R] (float64)."""
+        own = [i for part in parts for i in part]
+        return self.world.gather((own, torch.cat(values).detach().double().cpu().numpy()))
+
+    def _own(self, shares: Tensor, gathered: list[tuple[list[int], np.ndarray]]) -> Tensor:
+        start = sum(len(ids) for ids, _ in gathered[: self.world.rank])
+        return shares[start : start + len(gathered[self.world.rank][0])]
+
+    def references(self, indices: list[int]) -> Tensor | None:
+        """[J, b, R] float64, on the CPU."""
+        if self.data.references is None:
+            return None
+        return torch.from_numpy(self.data.references[:, :, indices].transpose(0, 2, 1).copy())
+
+
+class _Batch:
+    """One global batch of an objective: its size, and what follows from all of its log-probabilities."""
+
+    def __init__(self, gradient: Gradient, step: int, indices: list[int]) -> None:
+        self.gradient, self.objective, self.step = gradient, gradient.objective, step
+        self.device = gradient.accelerator.device
+        data = gradient.data
+        self.tokens = sum(len(data.responses[0][i]) for i in indices)
+        self.packed_tokens = sum(data.row(i).tokens for i in indices)
+        self.count = {"step": step, "batch": len(indices), "tokens": self.tokens}
+
+    def references(self, part: list[int]) -> Tensor | None:
+        """[J, b, R] float32, on the policy's device."""
+        values = self.gradient.references(part)
+        return None if values is None else values.to(self.device, torch.float32)
+
+    def coefficients(self, part: list[int]) -> Coefficients:
+        """Those of a loss that is a sum over samples, for the responses of a part."""
+        references, columns = self.references(part), len(self.gradient.data.responses)
+        real = torch.tensor([i >= 0 for i in part], device=self.device)
+
+        def loss(logps: Tensor, responses: slice) -> Tensor:
+            rows = slice(responses.start // columns, responses.stop // columns)
+            own = real[rows]
+            known = None if references is None else references[:, rows][:, own]
+            return self.objective.loss(logps.view(-1, columns)[own], known, **self.count)
+
+        return coefficients_of(loss)
+
+    def shares(self, gathered: list[tuple[list[int], np.ndarray]]) -> Tensor:
+        """∂loss/∂log-probability [b, R] of a coupled loss, float64, for all processes' samples in turn."""
+        everywhere = [i for ids, _ in gathered for i in ids]
+        real = [n for n, i in enumerate(everywhere) if i >= 0]
+        logps = torch.from_numpy(np.concatenate([v for _, v in gathered])[real]).requires_grad_()
+        loss = self.objective.loss(logps, self.gradient.references([everywhere[n] for n in real]), **self.count)
+        full = torch.zeros(len(everywhere), logps.shape[1], dtype=torch.float64)
+        (full[real],) = torch.autograd.grad(loss, logps)
+        return full
+
+    def summary(self, gathered: list[tuple[list[int], np.ndarray]]) -> tuple[float, dict[str, float]]:
+        """The loss, and statistics that say how the policy moves and how concentrated IRIS's weights are."""
+        pairs = sorted((i, tuple(v)) for ids, vs in gathered for i, v in zip(ids, vs, strict=True) if i >= 0)
+        logps = torch.tensor([v for _, v in pairs], dtype=torch.float64)
+        references = self.gradient.references([i for i, _ in pairs])
+        loss = float(self.objective.loss(logps, references, **self.count))
+        ratios = logps if references is None else logps - references[0]
+        name = "logp" if references is None else "ratio"
+        result = {f"real_{name}": float(ratios[:, 0].mean())}
+        if synthetic := self.gradient.data.synthetic:
+            result[f"synthetic_{name}"] = float(ratios[:, 1 : 1 + synthetic].mean())
+        if self.objective.alpha is not None:
+            blocks = zip(("real_ess", "synthetic_ess"), self.objective.tilts(self.step), _blocks(ratios), strict=True)
+            weights = {name: torch.softmax(tilt * block, dim=0) for name, tilt, block in blocks}
+            result |= {name: float(objectives.effective_sample_size(w)) for name, w in weights.items()}
+            result["alpha"] = self.objective.alpha(self.step)
+        return loss, result | {"response_tokens": self.tokens, "packed_tokens": self.packed_tokens}
+
+
+def _blocks(values: Tensor) -> tuple[Tensor, Tensor]:
+    """[b, R] of annotated and synthetic responses → [b] and [b · (R − 1)], as `pack` orders them by column."""
+    return values[:, 0], values[:, 1:].flatten()
+
+
+class _Weights:
+    """Coefficients of a coupled loss up to a factor for each block of a part that is packed by column."""
+
+    def __init__(self, batch: _Batch, part: list[int]) -> None:
+        references = batch.references(part)
+        assert references is not None
+        real = torch.tensor([i >= 0 for i in part], device=references.device)[:, None].expand_as(references[0])
+        self.references, self.real = torch.cat(_blocks(references[0])), torch.cat(_blocks(real))
+        self.tilts, self.size = batch.objective.tilts(batch.step), len(part)
+        self.outside = False  # whether a weight exceeds the first ones by more than the headroom
+        self.pivots: list[Tensor] = []
+        self.values: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def __call__(self, logps: Tensor, responses: slice) -> Tensor:
+        block = int(responses.start >= self.size)
+        logs = self.tilts[block] * (logps - self.references[responses])
+        if not self.values[block]:
+            self.pivots.append(logs.max())
+        logs = logs - self.pivots[block]
+        self.outside |= bool(logs.max() > _HEADROOM)
+        weights = logs.exp() * self.real[responses]
+        self.values[block].append(weights)
+        return weights
+
+    def factors(self, shares: Tensor) -> Tensor:
+        """[2] that turn the blocks' weights into their coefficients, of which `shares` [b, R] are the true values."""
+        pairs = [(torch.cat(values).to(true), true) for values, true in zip(self.values, _blocks(shares), strict=True)]
+        return torch.stack([true[w.argmax()] / w.max().clamp(min=1e-300) for w, true in pairs])

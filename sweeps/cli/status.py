@@ -1,0 +1,176 @@
+"""python -m sweeps status              the studies of a store
+python -m sweeps status study=NAME   where each experiment of one is; status NAME
+    store=FOLDER   the store (iris-store)
+    --all          a line for every experiment, in a large study too
+    --watch        again every five seconds, until nothing waits or runs
+"""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from iris.errors import UserError
+from iris.store import Store
+from sweeps.cli import status_table
+from sweeps.cli.amounts import duration
+from sweeps.cli.arguments import parse
+from sweeps.state.exit_reason import ExitReasons
+from sweeps.state.finished import Finished
+from sweeps.state.job_status import PREEMPTED, STALLED
+from sweeps.state.records import FAILED, QUEUED, RUNNING
+from sweeps.state.selection import check_study, open_store, study_name
+from sweeps.state.study_status import LIVE, UNKNOWN, Experiment, StudyStatus, Submitted, jobs_of
+
+_SECONDS = 5.0  # between two looks of --watch
+_PIPED = 160  # columns where the output is no terminal and COLUMNS does not say
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command. Exit status 0, whatever it has to report."""
+    flags = {"--all": "", "--watch": "", "--help": ""}
+    parsed = parse(arguments, settings=("study", "store"), flags=flags, names=True)
+    if "--help" in parsed.flags:
+        print(__doc__)
+        return 0
+    if parsed.overrides:
+        raise UserError(f"{parsed.overrides[0]}: status takes study=NAME and store=FOLDER.")
+    names = [study_name(name) for name in (*parsed.names, parsed.settings.get("study")) if name]
+    if len(names) > 1:
+        raise UserError(f"{' '.join(names)}: status shows one study, or with none a list of all.")
+    store = open_store(parsed.settings.get("store"))
+    if names:
+        check_study(names[0], store)
+    view = View(store, names[0] if names else None, "--all" in parsed.flags)
+    view.watch() if "--watch" in parsed.flags else view.show()
+    return 0
+
+
+class View:
+    """What the command shows of a store: one study, or a list of all."""
+
+    def __init__(self, store: Store, study: str | None, everything: bool) -> None:
+        self.store, self.study, self.everything = store, study, everything
+        self.console = _console()
+        self.finished, self.endings = Finished(store), ExitReasons()
+        self.live = False  # whether at the last look something waited or ran
+        self.line = Text()  # the last look in one line
+        self.shown: RenderableType = ""  # … and in full
+
+    def show(self) -> None:
+        """Print the state of now."""
+        self.console.print(self.look())
+
+    def watch(self) -> None:
+        """Look again and again until nothing waits or runs, or Ctrl-C; the last look stays on the screen."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self.shown = self.look()
+            self._watch_screen() if self.console.is_terminal else self._watch_lines()
+        self.console.print(self.shown)
+
+    def _watch_screen(self) -> None:
+        with Live(self.shown, console=self.console, auto_refresh=False, transient=True) as screen:
+            while self.live:
+                time.sleep(_SECONDS)
+                self.shown = self.look()
+                screen.update(self.shown, refresh=True)
+
+    def _watch_lines(self) -> None:
+        said = ""
+        while True:
+            if self.line.plain != said:
+                said = self.line.plain
+                print(f"{datetime.now():%H:%M:%S}  {said}", flush=True)
+            if not self.live:
+                return
+            time.sleep(_SECONDS)
+            self.shown = self.look()
+
+    def look(self) -> RenderableType:
+        """The state of now."""
+        overview = StudyStatus(self.store, self.endings)
+        content = list(self._study(overview, self.study) if self.study else self._studies(overview))
+        self.finished.save()
+        return Group(*content, *([Text(overview.silence, "yellow")] if overview.silence else []))
+
+    def _note(self, experiments: Sequence[Experiment], jobs: Sequence[Submitted]) -> None:
+        self.live, self.line = any(j.standing.state in LIVE for j in jobs), status_table.counts(experiments)
+
+    def _studies(self, overview: StudyStatus) -> Iterator[RenderableType]:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("study", overflow="fold")
+        table.add_column("experiments", justify="right", no_wrap=True)
+        table.add_column("")
+        table.add_column("last launch", no_wrap=True)
+        every: list[Experiment] = []
+        jobs: list[Submitted] = []
+        for study in overview.records.studies():
+            experiments = overview.experiments(study)
+            every += experiments
+            jobs += _jobs(study, experiments, overview)
+            table.add_row(study, str(len(experiments)), status_table.counts(experiments), _launched(overview, study))
+        self._note(every, jobs)
+        yield table
+        yield Text(f"store {self.store.root}", "dim")
+
+    def _study(self, overview: StudyStatus, study: str) -> Iterator[RenderableType]:
+        experiments = overview.experiments(study)
+        jobs = _jobs(study, experiments, overview)
+        self._note(experiments, jobs)
+        total = f"  {len(experiments)} experiment{'s' if len(experiments) != 1 else ''}  "
+        yield Text.assemble((study, "bold"), total, self.line)
+        yield Text(f"launched {_launched(overview, study)}{_counted(jobs)}", "dim")
+        rows = status_table.rows(experiments, self.finished, self.everything)
+        if rows:
+            yield Text()
+            yield from status_table.render(rows, self.console.width)
+        yield Text()
+        hidden = len(experiments) - sum(len(row.experiments) for row in rows)
+        if hidden:
+            yield Text(f"{hidden} more that are done or wait: --all shows them", "dim")
+        if any(e.state == FAILED for e in experiments):
+            yield Text("failed ones: `logs PATTERN` shows why, `retry PATTERN` starts them again", "dim")
+        stages = {stage for e in experiments for stage in e.stages}
+        done = stages & overview.stored
+        yield Text(f"{len(done)} of {len(stages)} stages done, cost so far {self.finished.cost(done)}", "dim")
+        yield Text(f"store {self.store.root}", "dim")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(highlight=False, width=_PIPED)
+
+
+def _launched(overview: StudyStatus, study: str) -> str:
+    """`12 min ago (slurm)`."""
+    launch = (overview.records.study(study) or {}).get("launch")
+    if not launch:
+        return "never: all of it was there"
+    try:
+        found = overview.records.folder(launch).launch()
+    except FileNotFoundError:
+        return "unknown: its records were removed"
+    return f"{duration(time.time() - found.created)} ago ({found.launcher})"
+
+
+def _jobs(study: str, experiments: Sequence[Experiment], overview: StudyStatus) -> list[Submitted]:
+    """The jobs of a study: of a search, its workers."""
+    return overview.workers(study) or jobs_of(experiments, overview)
+
+
+def _counted(jobs: Sequence[Submitted]) -> str:
+    """`, jobs: 3 running, 12 waiting`."""
+    found = Counter(job.standing.state for job in jobs)
+    waiting = found[QUEUED] + found[PREEMPTED]
+    parts = [f"{found[state]} {state}" for state in (RUNNING, STALLED, UNKNOWN) if found[state]]
+    parts += [f"{waiting} waiting"] if waiting else []
+    return f", jobs: {', '.join(parts)}" if parts else ""

@@ -1,0 +1,160 @@
+"""What `status` shows: counts first, then a line an experiment, those that want attention before the others."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from sweeps.cli.amounts import duration
+from sweeps.state.finished import Finished
+from sweeps.state.job_status import PREEMPTED, STALLED
+from sweeps.state.records import CANCELLED, DONE, FAILED, QUEUED, RUNNING
+from sweeps.state.study_status import PLANNED, PRUNED, UNKNOWN, Experiment, Submitted
+
+STATES = (FAILED, CANCELLED, STALLED, UNKNOWN, RUNNING, PREEMPTED, QUEUED, PLANNED, PRUNED, DONE)  # of lines
+_COUNTED = (DONE, PRUNED, RUNNING, STALLED, UNKNOWN, PREEMPTED, QUEUED, PLANNED, CANCELLED, FAILED)
+_STYLES = {
+    **{DONE: "green", PRUNED: "green", RUNNING: "cyan", STALLED: "yellow", UNKNOWN: "yellow", PREEMPTED: "yellow"},
+    **{QUEUED: "", FAILED: "bold red", CANCELLED: "magenta", PLANNED: "dim"},
+}
+_PLAIN = (DONE, PRUNED, QUEUED, PLANNED)  # what says little a line each
+_FEW = 40  # experiments that are shown one by one
+_IDLE = 600.0  # seconds without progress that are told
+_SILENT = 30.0  # seconds after which a word is old: it may be of a run that ended without one
+_WIDEST = 26  # characters of a detail that names make room for
+_NARROWEST = 24  # … and of a name
+
+
+@dataclass(frozen=True)
+class Row:
+    """Experiments that stand alike: one, or those that wait for the same stage or failed with the same words."""
+
+    experiments: tuple[Experiment, ...]
+    detail: str
+    brief: str  # the detail where there is little room
+
+    @property
+    def first(self) -> Experiment:
+        """The one that stands for all."""
+        return self.experiments[0]
+
+    @property
+    def where(self) -> str:
+        """The stage in words, where all agree."""
+        found = {experiment.where for experiment in self.experiments}
+        return found.pop() if len(found) == 1 else "several stages"
+
+    @property
+    def name(self) -> str:
+        """What the line is called."""
+        more = len(self.experiments) - 1
+        return f"{self.first.name} and {more} more" if more else self.first.name
+
+
+def rows(experiments: Sequence[Experiment], finished: Finished, everything: bool) -> list[Row]:
+    """The lines to show. Of many experiments only those that are neither done nor waiting, alike ones together."""
+    ordered = sorted(experiments, key=lambda e: STATES.index(e.state))
+    if everything or len(ordered) <= _FEW:
+        return [_row([e], finished) for e in ordered]
+    alike: dict[tuple[str, str], list[Experiment]] = {}
+    for experiment in ordered:
+        if experiment.state not in _PLAIN:
+            alike.setdefault((experiment.state, experiment.error or experiment.stage), []).append(experiment)
+    return [_row(group, finished) for group in alike.values()]
+
+
+def _row(group: Sequence[Experiment], finished: Finished) -> Row:
+    first = group[0]
+    if first.state == DONE:
+        return Row(tuple(group), score(first, finished), score(first, finished))
+    return Row(tuple(group), _detail(first), _detail(first, brief=True))
+
+
+def _detail(experiment: Experiment, brief: bool = False) -> str:
+    """How far an unfinished experiment is, or what it waits for."""
+    job, state = experiment.job, experiment.state
+    if job is None:
+        return "waits for another worker" if state == PREEMPTED else ""
+    last, reason = job.standing.last, job.standing.reason
+    if state == RUNNING:
+        return progress(experiment.stage, job, brief)
+    if state == STALLED and last:
+        return f"silent for {duration(time.time() - last.time)}" + ("" if brief else f" on {last.host}")
+    if state in (QUEUED, PREEMPTED) and reason not in ("", "None"):
+        return f"waits: {reason}"
+    return "squeue does not answer" if state == UNKNOWN else ""
+
+
+def score(experiment: Experiment, finished: Finished) -> str:
+    """The score of its last evaluation in percent."""
+    entry = finished.entry(experiment.evaluation) if experiment.evaluation else None
+    if entry is None or entry.score is None:
+        return ""
+    error = f" ± {100 * entry.stderr:.1f}" if entry.stderr is not None else ""
+    return f"score {100 * entry.score:.1f}{error}"
+
+
+def progress(stage: str, job: Submitted, brief: bool = False) -> str:
+    """`120/400 steps, 3.1/s, 2 min left`, or `30 %, 2 min left`."""
+    last = job.standing.last
+    if last is None or last.stage != stage or not last.total:
+        return "no progress yet"
+    if last.state != RUNNING:
+        return "starts again"  # what it said last is of the run before
+    if time.time() - last.time > _SILENT:
+        return f"silent for {duration(time.time() - last.time)}"
+    parts = [f"{100 * last.done / last.total:.0f} %" if brief else f"{last.done:g}/{last.total:g} {last.unit}"]
+    if last.advanced and time.time() - last.advanced > _IDLE:
+        parts.append(f"nothing new for {duration(time.time() - last.advanced)}")
+    elif last.rate > 0:
+        parts += [] if brief else [f"{last.rate:.3g}/s"]
+        parts.append(f"{duration((last.total - last.done) / last.rate)} left")
+    return ", ".join(parts)
+
+
+def counts(experiments: Iterable[Experiment]) -> Text:
+    """`12 done  3 running  1 failed`."""
+    found = Counter(e.state for e in experiments)
+    return Text("  ").join(Text(f"{found[state]} {state}", _STYLES[state]) for state in _COUNTED if found[state])
+
+
+def render(shown: Sequence[Row], width: int) -> Iterator[RenderableType]:
+    """Rows in columns that fit into `width` characters; what does not fit goes on lines of its own below its row."""
+    state = max((len(row.first.state) for row in shown), default=0)
+    where = max((len(row.where) for row in shown), default=0)
+    longest = max((len(row.name) for row in shown), default=0)
+    brief = longest + state + where + 6 + max((len(row.detail) for row in shown), default=0) > width
+    details = [row.brief if brief else row.detail for row in shown]
+    room = width - state - where - 6 - min(_WIDEST, max(map(len, details), default=0))
+    name = longest if longest <= room else max(_NARROWEST, room)
+    for row, detail in zip(shown, details, strict=True):
+        fits = name + state + where + 6 + len(detail) <= width
+        first, *others = _broken(row.name, name)
+        line = Text(f"{first.ljust(name)}  ")
+        line.append(row.first.state.ljust(state), _STYLES[row.first.state])
+        line.append(f"  {row.where.ljust(where)}  {detail if fits else ''}").rstrip()
+        yield line
+        for other in others:
+            yield Text(f"  {other}")
+        for text in ([] if fits else [detail]) + [row.first.error]:
+            if text not in ("", row.first.state):
+                yield Padding(Text(text, "red" if row.first.state == FAILED else ""), (0, 0, 0, 4), expand=False)
+
+
+def _broken(name: str, width: int) -> list[str]:
+    """A name in lines, broken after commas where that is enough; all but the first leave room to be indented."""
+    if len(name) <= width:
+        return [name]
+    parts = name.replace(",", ",\0").split("\0")
+    chunks = [part[n : n + width - 2] for part in parts for n in range(0, len(part), width - 2)]
+    lines = [""]
+    for chunk in parts if max(map(len, parts)) <= width - 2 else chunks:
+        room = width if len(lines) == 1 else width - 2
+        if lines[-1] and len(lines[-1]) + len(chunk) > room:
+            lines.append("")
+        lines[-1] += chunk
+    return lines

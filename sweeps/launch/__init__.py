@@ -1,0 +1,1 @@
+"""Turn missing stages into jobs and run them here or on Slurm."""

@@ -1,0 +1,51 @@
+"""`retry`: launch again what has failed of some experiments of a study, as it was launched before."""
+
+import json
+from collections.abc import Sequence
+
+from iris.errors import UserError
+from sweeps.launch.launchers import Launcher, load_launcher
+from sweeps.launch.submit import Report, Request, launch
+from sweeps.state.study_status import Experiment, StudyStatus
+from sweeps.study.declare import Point
+from sweeps.study.experiments import compose_all
+from sweeps.study.plan import make_plan, name_of
+
+
+def retry(
+    overview: StudyStatus, study: str, failed: Sequence[Experiment], launcher: str | None, changes: Sequence[str]
+) -> Report:
+    """Launch failed experiments of a study again, with `launcher`, or with that of the study's last launch.
+
+    `changes` are settings of the launcher. Raises UserError if the experiments are not what was launched any more.
+    """
+    if overview.is_search(study):
+        raise UserError(f"study={study}: of a search, the same search command tries again what has failed.")
+    experiments = overview.experiments(study)
+    planned = compose_all([Point(e.name, e.overrides) for e in experiments])
+    stages = {e.name: [name_of(stage) for stage in e.chain.stages] for e in planned}
+    if changed := [e.name for e in failed if stages[e.name] != list(e.stages)]:
+        raise UserError(
+            f"{changed[0]} ({len(changed)} of {len(failed)} failed experiments) is not what was launched any more: "
+            f"code, data or versions have changed. Launch study={study} again."
+        )
+    names = frozenset(e.name for e in failed)
+    request = Request(
+        make_plan(planned, overview.store, study),
+        {e.name: e.overrides for e in experiments},
+        ["retry", *sorted(names)],
+        retry=True,
+        only=names,
+    )
+    return launch(request, _launcher(overview, study, launcher, changes), overview.store)
+
+
+def _launcher(overview: StudyStatus, study: str, name: str | None, changes: Sequence[str]) -> Launcher:
+    if name is not None:
+        return load_launcher(name, changes)
+    last = (overview.records.study(study) or {}).get("launch")
+    if not last:
+        raise UserError(f"study={study}: nothing of it was submitted yet: give launcher=slurm, local or inline.")
+    found = overview.records.folder(last).launch()
+    settings = [f"{key}={json.dumps(value)}" for key, value in found.settings.items() if key != "kind"]
+    return load_launcher(found.launcher, [*settings, *changes])

@@ -1,0 +1,171 @@
+"""Launching: compare a plan with all that was submitted on the store before, and submit what is missing."""
+
+import contextlib
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from filelock import Timeout
+
+from iris.errors import UserError
+from iris.execution import provenance
+from iris.execution.progress import Progress
+from iris.store import Store, storage_errors
+from sweeps.launch import dispatch, snapshot
+from sweeps.launch.dispatch import Batch
+from sweeps.launch.jobs import Job, make_jobs
+from sweeps.launch.launchers import Inline, Launcher, Local, Slurm
+from sweeps.launch.reconcile import Reconciled, orphans, reconcile
+from sweeps.state import slurm_cli
+from sweeps.state.job_status import JobStatuses
+from sweeps.state.records import Folder, JobRecord, Launch, Records, new_id
+from sweeps.study.experiments import facts
+from sweeps.study.plan import Plan, make_plan, name_of
+
+_ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no look
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody wants launched: `points` are the overrides of each experiment by its name.
+
+    With `only` no more than the experiments of these names are launched; the study is written down with all.
+    """
+
+    plan: Plan
+    points: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    command: Sequence[str] = ()
+    overrides: Sequence[str] = ()  # of the command line
+    retry: bool = False
+    cancel_orphans: bool = False
+    only: frozenset[str] | None = None
+
+
+@dataclass
+class Report:
+    """What a launch found and did, counted in stages where nothing else is said."""
+
+    cached: int
+    found: Reconciled
+    jobs: list[Job] = field(default_factory=list)  # that it submitted
+    orphans: int = 0  # live jobs that have left the study
+    cancelled: bool = False  # whether they were cancelled
+    failures: int = 0  # of the jobs run in this process
+    folder: Folder | None = None
+
+
+def launch(request: Request, launcher: Launcher, store: Store) -> Report:
+    """Submit what is missing of a plan and neither queued nor running; with an inline launcher, run it.
+
+    What has failed is left alone unless it is to be retried. Raises UserError; what was submitted before stays, and the
+    same call goes on.
+    """
+    store.prepare()
+    records = Records(store)
+    with storage_errors(store.root), contextlib.ExitStack() as inline:
+        with _alone(records):
+            # What has finished since the plan was made need not be submitted.
+            every = request.plan.experiments
+            chosen = [e for e in every if request.only is None or e.name in request.only]
+            plan = make_plan(chosen, store, request.plan.study)
+            standings = JobStatuses(records, store)
+            if isinstance(launcher, Slurm):
+                slurm_cli.cancel_strays(records)
+            found = reconcile(plan, standings, retry=request.retry, can_await=lambda job: _can_await(launcher, job))
+            report = Report(len(plan.cached), found, make_jobs(plan, launcher, found.submit))
+            if report.jobs:
+                _check(report.jobs, launcher)
+                report.folder = records.create(_record(request, launcher, store))
+            _write_study(records, request, report.folder)
+            _settle_orphans(plan.study, standings, request, report)
+            if isinstance(launcher, Inline) and report.folder:
+                inline.enter_context(report.folder.lock("scheduler").acquire())  # before others may look
+            if report.folder:
+                batch = Batch(report.folder, plan, report.jobs, found.live, store)
+                dispatch.submit(batch, launcher)
+        if isinstance(launcher, Inline) and report.folder:
+            report.failures = dispatch.run(batch)
+    return report
+
+
+@contextlib.contextmanager
+def _alone(records: Records) -> Iterator[None]:
+    """One launch on a store at a time."""
+    lock = records.lock()
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        Progress().say("another launch on this store is submitting, waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _can_await(launcher: Launcher, job: JobRecord) -> bool:
+    return job.slurm is not None or not isinstance(launcher, Slurm)
+
+
+def _check(jobs: Sequence[Job], launcher: Launcher) -> None:
+    """What needs heavy imports to check, before anything is submitted."""
+    from iris.evaluation.catalog import check_tasks
+
+    configs = {id(job.config.evaluate): job.config for job in jobs}.values()
+    for tasks, include in {(tuple(c.evaluate.tasks), tuple(c.evaluate.include)) for c in configs}:
+        check_tasks(list(tasks), [Path(folder) for folder in include])
+    for tracking in {tuple(job.config.execution.tracking) for job in jobs} - _ALWAYS_THERE:
+        from iris.training import loop
+
+        loop.check_trackers(tracking)
+    if isinstance(launcher, Local):
+        from sweeps.launch import local
+
+        gpus, most = local.gpus(launcher), max(job.resources.gpus for job in jobs)
+        if gpus and most > len(gpus):
+            here = ", ".join(gpus)
+            raise UserError(f"launcher.resources.gpus={most}: there are only {len(gpus)} GPUs here ({here}).")
+    if isinstance(launcher, Inline) and any(job.config.execution.processes > 1 for job in jobs):
+        raise UserError("execution.processes: launcher=inline is one process; use launcher=local with its gpus.")
+
+
+def _record(request: Request, launcher: Launcher, store: Store) -> Launch:
+    study, code = request.plan.study, snapshot.take(store)
+    commit = provenance.code(store.root)["commit"]
+    return Launch(
+        id=new_id(study),
+        study=study,
+        launcher=launcher.kind,
+        command=list(request.command),
+        overrides=list(request.overrides),
+        commit=commit,
+        code=str(code),
+        created=time.time(),
+        host=platform.node(),
+        settings=asdict(launcher),
+    )
+
+
+def _write_study(records: Records, request: Request, folder: Folder | None) -> None:
+    """The study as it is now; it keeps the launch that last submitted something."""
+    plan = request.plan
+    before = records.study(plan.study) or {"launch": ""}
+    points = [
+        {
+            "name": experiment.name,
+            "overrides": list(request.points.get(experiment.name, ())),
+            "stages": [name_of(stage) for stage in experiment.chain.stages],
+            "facts": facts(experiment.config),
+        }
+        for experiment in plan.experiments
+    ]
+    records.write_study(plan.study, folder.id if folder else before["launch"], points)
+
+
+def _settle_orphans(study: str, standings: JobStatuses, request: Request, report: Report) -> None:
+    found = orphans(study, standings)
+    report.orphans, report.cancelled = len(found), request.cancel_orphans
+    if request.cancel_orphans:
+        dispatch.cancel(found)

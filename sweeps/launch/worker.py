@@ -1,0 +1,85 @@
+"""What runs in a job, wherever that is: its stages in turn, on the store that all jobs share."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iris.config import Execution
+from iris.execution import interruption, runner
+from iris.execution.interruption import Interrupted
+from iris.execution.runner import Context
+from iris.execution.world import World
+from iris.plan import Stage
+from iris.store import Artifact, Claim, Store
+from sweeps.state.heartbeat import Heartbeat, Reported
+from sweeps.state.records import Folder, Records
+from sweeps.study.plan import name_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """The stages of job `number` of a launch, and what they run with."""
+
+    store: str
+    launch: str
+    number: int
+    stages: tuple[Stage, ...]
+    execution: Execution
+    output: str  # the folder for what trackers write
+
+    @property
+    def folder(self) -> Folder:
+        """The launch's folder."""
+        return Records(Store(self.store)).folder(self.launch)
+
+    def reporter(self, attempt: int = 0) -> Heartbeat:
+        """Writes the job's state; to be entered before anything slow is done."""
+        return Heartbeat(self.folder, self.number, attempt=attempt, main=os.environ.get("RANK", "0") == "0")
+
+    def run(self, reporter: Heartbeat) -> None:
+        """Run what is missing of the stages, together with the other processes of the job. Raises Interrupted."""
+        runner.configure_threads(self.execution)
+        world = World.join(self.execution.device)
+        store = CountingStore(self.store, reporter)
+        context = Context(store, self.execution, Reported(reporter), world, Path(self.output))
+        if world.main:
+            context.store.prepare()
+        for stage in self.stages:
+            if world.broadcast(interruption.requested()):
+                raise Interrupted(f"stopped before {name_of(stage)}")
+            reporter.begin(name_of(stage))
+            _check_precision(stage, self.execution)
+            runner.ensure(stage, context)
+
+
+class CountingStore(Store):
+    """The store; the reporter counts what is finished."""
+
+    def __init__(self, root: str, reporter: Heartbeat) -> None:
+        super().__init__(root)
+        self.reporter = reporter
+
+    def commit(self, kind: str, key: str, claim: Claim, manifest: dict[str, Any]) -> Artifact:
+        """Seal a claim's files."""
+        self.reporter.kept += 1
+        return super().commit(kind, key, claim, manifest)
+
+
+def _check_precision(stage: Stage, execution: Execution) -> None:
+    if "precision" in stage.identity:
+        from iris.execution.device import check_precision, find_device
+
+        check_precision(stage.identity["precision"], find_device(execution.device))
+
+
+def log_to_stderr() -> None:
+    """Log when stages begin and end to where the job's other messages go."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("iris")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,1 @@
+"""Search a space of experiments with Optuna."""

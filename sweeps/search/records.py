@@ -1,0 +1,56 @@
+"""A search as `status`, `logs` and `cancel` see it: a study whose experiments are its trials, as they come up."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial, TrialState
+
+from iris import compose
+from iris.store import Store
+from sweeps.search.file import Search
+from sweeps.state.records import Records
+
+
+def study_name(search: Search) -> str:
+    """What a search is called among the studies."""
+    return f"search-{search.name}"
+
+
+def write_study(records: Records, launch: str, search: Search, study: optuna.Study, folder: Path) -> None:
+    """Write down the trials of the search in `folder`, as they are now, as the experiments of a study."""
+    with FileLock(folder / "gate.lock", thread_local=False):
+        trials = [trial for trial in study.get_trials(deepcopy=False) if _shown(trial)]
+        records.write_study(study_name(search), launch, [_point(search, trial) for trial in trials])
+
+
+def _shown(trial: FrozenTrial) -> bool:
+    return "stages" in trial.user_attrs and "duplicate_of" not in trial.user_attrs
+
+
+def _point(search: Search, trial: FrozenTrial) -> dict[str, Any]:
+    """A trial: `state` if the store cannot tell it, `job` (launch/n) of the worker that runs it."""
+    record, attributes = trial.user_attrs["stages"], trial.user_attrs
+    stages = [name for rung in record["rungs"] for name in (*rung["stages"], rung["part"])]
+    if search.pruner["name"] == "none":
+        stages = list(record["path"])
+    point = {
+        "name": f"trial-{trial.number}",
+        "overrides": [*search.base, *attributes["overrides"]],
+        "stages": list(dict.fromkeys([*stages, record["whole"]])),
+        "facts": record["facts"],
+    }
+    if trial.state == TrialState.RUNNING:
+        return point | {"job": attributes.get("job", "")}
+    if trial.state == TrialState.FAIL:
+        return point | {"state": "failed", "error": attributes.get("error", "")}
+    return point | ({"state": "pruned"} if trial.state == TrialState.PRUNED else {})
+
+
+def report(search: Search, study: optuna.Study, store: Store, folder: Path) -> list[str]:
+    """Write the report on the search in `folder` into the output folder; returns its lines."""
+    from sweeps.search.report import write_report
+
+    output = Path(compose.load(search.base).output).expanduser().absolute() / study_name(search)
+    return write_report(search, study, store, folder, output)

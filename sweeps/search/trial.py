@@ -1,0 +1,115 @@
+"""One trial: its experiment's stages in the order a search runs them, rung by rung."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from iris import compose, plan
+from iris.config import Config, identity
+from iris.errors import UserError, nearest
+from iris.execution import runner
+from iris.execution.runner import Context
+from iris.plan import Chain, Row, Stage
+from iris.store import Artifact
+from sweeps.search.file import Search
+from sweeps.study.experiments import facts
+from sweeps.study.plan import name_of, sources
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What a trial runs before it reports: the stages up to a policy, and its evaluation on a share."""
+
+    label: str
+    stages: tuple[Stage, ...]
+    part: Stage
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The stages of one trial. Each rung begins with those that the rungs before have not run."""
+
+    config: Config
+    name: str
+    rungs: tuple[Rung, ...]
+    path: tuple[Stage, ...]  # what leads to the last policy
+    whole: Stage  # its evaluation, which the objective is read from
+
+    def stages(self) -> list[str]:
+        """Everything it may run, as kind/key, in order."""
+        names = [name_of(stage) for rung in self.rungs for stage in (*rung.stages, rung.part)]
+        return list(dict.fromkeys([*names, name_of(self.whole)]))
+
+    def record(self) -> dict[str, Any]:
+        """The stages as kind/key, for the account of costs, and what the trial's configuration is."""
+        rungs = [
+            {"label": r.label, "stages": [name_of(s) for s in r.stages], "part": name_of(r.part)} for r in self.rungs
+        ]
+        return {"rungs": rungs, "path": [name_of(s) for s in self.path], "whole": name_of(self.whole)} | {
+            "facts": facts(self.config)
+        }
+
+
+def make_trial(search: Search, overrides: Sequence[str]) -> Trial:
+    """The stages of a trial, without running anything. Raises UserError."""
+    base = [*search.base, *overrides]
+    configs = [compose.load([*base, *rung]) for rung in search.rungs] or [compose.load(base)]
+    chains = [plan.chain(identity(config)) for config in configs]
+    rows = [(chain, chain.rows[-1]) for chain in chains]
+    if not search.rungs:
+        iterations = max(1, configs[0].iterations)
+        rows = [(chains[0], row) for row in chains[0].rows[-iterations:]]
+    rungs: list[Rung] = []
+    for chain, row in rows:
+        before = {name_of(stage) for rung in rungs for stage in rung.stages}
+        stages = tuple(s for s in needed(chain, row) if name_of(s) not in before)
+        rungs.append(Rung(row.label, stages, _part(row, search)))
+    path = tuple(needed(*rows[-1]))
+    return Trial(configs[-1], chains[-1].name, tuple(rungs), path, _whole(rows[-1][1], search))
+
+
+def _part(row: Row, search: Search) -> Stage:
+    return row.evaluate if search.share == 1 else plan.part(row.evaluate, search.share)
+
+
+def _whole(row: Row, search: Search) -> Stage:
+    return replace(row.evaluate, location=dict(row.evaluate.location) | {"share": search.share})
+
+
+def needed(chain: Chain, row: Row) -> list[Stage]:
+    """The stages that lead to a row's policy, in order, evaluations left out."""
+    names: set[str] = set()
+    left = [row.policy]
+    while left:
+        stage = left.pop()
+        if name_of(stage) not in names:
+            names.add(name_of(stage))
+            left += sources(stage)
+    return [stage for stage in chain.stages if name_of(stage) in names]
+
+
+def ensure(stages: Sequence[Stage], context: Context, begin: Callable[[Stage], None] = lambda _: None) -> None:
+    """Run what is missing; what another worker is running is waited for."""
+    for stage in stages:
+        begin(stage)
+        runner.ensure(stage, context)
+
+
+def score(evaluation: Artifact, objective: str) -> float:
+    """The value of `average`, `TASK` (its main metric) or `TASK:METRIC,FILTER` in a finished evaluation."""
+    if objective == "average":
+        return float(evaluation.results["average"])
+    task, sign, metric = objective.partition(":")
+    if not sign:
+        return float(_found(evaluation.results["main"], task, objective))
+    tasks = evaluation.read_json("scores.json")["tasks"]
+    return float(_found(_found(tasks, task, objective), metric, objective))
+
+
+def _found(values: dict[str, Any], name: str, objective: str) -> Any:
+    if name not in values:
+        known = [key for key in values if "_stderr" not in key]
+        raise UserError(
+            f"objective={objective}: the evaluation has no '{name}'.{nearest(name, known)} It has: {', '.join(known)}."
+        )
+    return values[name]

@@ -1,0 +1,1 @@
+"""Record launches and tell the state of jobs and experiments."""

@@ -1,0 +1,127 @@
+"""What a running job says of itself: its state file, renewed every few seconds from a thread of its own."""
+
+import contextlib
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from iris.errors import UserError
+from iris.execution import interruption
+from iris.execution.interruption import Interrupted
+from iris.execution.progress import Line, Progress
+from sweeps.state.records import CANCELLED, DONE, ENDED, FAILED, INTERRUPTED, RUNNING, Folder, State
+
+_SECONDS = 5.0
+
+
+class Heartbeat:
+    """Writes the state of one job while the block runs, and how it ended.
+
+    `attempt` grows with every requeue. Where a node was lost, an earlier attempt may still run somewhere: it writes
+    nothing more and stops once a later one has written. Processes other than the main one only write that they failed.
+    """
+
+    def __init__(self, folder: Folder, job: int, *, attempt: int = 0, main: bool = True) -> None:
+        self.folder, self.job, self.attempt, self.main = folder, job, attempt, main
+        self.stage = ""
+        self.superseded = False
+        self.kept = 0  # stages and shards that this run has finished
+        self._line: Line | None = None
+        self._advanced: tuple[float, float] = (0.0, time.time())  # the count, and when it was reached
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._say()
+        if self.main:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.end(DONE)
+        elif isinstance(error, Interrupted):
+            self.end(INTERRUPTED)
+        elif isinstance(error, KeyboardInterrupt):
+            self.end(CANCELLED, "stopped")
+        else:
+            self.end(FAILED, last_line(error))
+
+    def end(self, state: str, error: str = "") -> None:
+        """Write the last word, once."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+        if self.main or state == FAILED:
+            self._write(state, error)
+
+    def begin(self, stage: str) -> None:
+        """Say which stage (kind/key) is next."""
+        self.stage, self._line = stage, None
+        self._say()
+
+    def follow(self, line: Line) -> None:
+        """Take the progress from this line from now on."""
+        self._line, self._advanced = line, (line.done, time.time())
+
+    def _renew(self) -> None:
+        while not self._ended.wait(_SECONDS):
+            self._say()
+
+    def _say(self) -> None:
+        with self._lock:
+            if self.main and not self._ended.is_set():
+                self._write(RUNNING)
+
+    def _write(self, state: str, error: str = "") -> None:
+        """Write unless a later attempt, or another process of this one, has said how it ended."""
+        with contextlib.suppress(OSError):  # such as a full disk: the job itself meets it too
+            last = self.folder.state(self.job)
+            self.superseded = last is not None and last.attempt > self.attempt
+            closed = last is not None and last.attempt == self.attempt and last.state in ENDED
+            if self.superseded or closed:
+                interruption.request()
+            else:
+                self.folder.write_state(self.job, self._state(state, error))
+
+    def _state(self, state: str, error: str) -> State:
+        now, line = time.time(), self._line
+        done, total, unit, rate = 0.0, 0.0, "", 0.0
+        if line is not None:
+            done, total, unit = line.done, line.total, line.unit
+            elapsed = time.monotonic() - line.start
+            rate = (done - line.resumed) / elapsed if elapsed > 0 else 0.0
+            if done != self._advanced[0]:
+                self._advanced = (done, now)
+        host, pid = platform.node(), os.getpid()
+        return State(state, now, self.stage, done, total, unit, rate, self._advanced[1], error, host, pid, self.attempt)
+
+
+class Reported(Progress):
+    """Progress lines that the reporter follows."""
+
+    def __init__(self, reporter: Heartbeat) -> None:
+        super().__init__(quiet=not reporter.main)
+        self.reporter = reporter
+
+    @contextmanager
+    def line(self, label: str, total: int, unit: str) -> Iterator[Line]:
+        """A progress line that ends with the block."""
+        with super().line(label, total, unit) as line:
+            self.reporter.follow(line)
+            yield line
+
+
+def last_line(error: BaseException) -> str:
+    """What to say of an error in one line."""
+    text = " ".join(str(error).split()) if isinstance(error, UserError) else str(error).strip().rpartition("\n")[2]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

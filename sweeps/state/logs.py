@@ -1,0 +1,92 @@
+"""The logs of jobs: which job an experiment's log is, and printing it as it grows."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from iris.errors import UserError, nearest
+from iris.plan import VERSIONS
+from iris.store import Store
+from sweeps.state.exit_reason import log_files, tail
+from sweeps.state.job_status import JobStatus, JobStatuses
+from sweeps.state.records import Folder, JobRecord, Records
+from sweeps.state.study_status import Experiment, StudyStatus, kind
+
+_POLL = 0.5  # seconds between two looks at the files
+_ASK = 5.0  # … and between two at the job
+_LINES = 20  # of each log where there are several
+
+Job = tuple[Folder, JobRecord]
+
+
+def check_kind(name: str | None) -> None:
+    """Raises UserError for what is no kind of stage."""
+    if name is not None and name not in VERSIONS:
+        raise UserError(f"stage={name}: choose one of {', '.join(VERSIONS)}.{nearest(name, VERSIONS)}")
+
+
+def job_of(experiment: Experiment, overview: StudyStatus, stage: str | None) -> Job | None:
+    """The newest job of the stage that an experiment is at, or of its last one of a kind; None if there was none."""
+    if stage is None and experiment.job is not None:
+        return experiment.job.folder, experiment.job.job
+    stages = [name for name in reversed(experiment.stages) if stage is None or kind(name) == stage]
+    jobs = [overview.holders(name)[0] for name in stages if overview.holders(name)]
+    return next((job for job in jobs if log_files(*job)), next(iter(jobs), None))
+
+
+def print_logs(jobs: Sequence[Job], store: Store) -> None:
+    """One log as it is, or the last lines of each of several; the path of each file comes first."""
+    for folder, job in jobs:
+        files = [path for path in log_files(folder, job) if path.stat().st_size]
+        if not files:
+            print(_nothing(folder, job, JobStatuses(Records(store), store).of(folder, job)))
+        for path in files:
+            print(f"==> {path} <==")
+            text = path.read_text(errors="replace") if len(jobs) == 1 else _last_lines(path)
+            print(text, end="" if text.endswith("\n") else "\n")
+
+
+def follow(folder: Folder, job: JobRecord, store: Store) -> None:
+    """Print a job's log as it grows, until the job has ended."""
+    shown: dict[Path, int] = {}
+    current: Path | None = None
+    asked, live = 0.0, True
+    while True:
+        for path in log_files(folder, job):
+            if new := _from(path, shown.get(path, 0)):
+                shown[path] = shown.get(path, 0) + len(new)
+                print(
+                    "" if path == current else f"==> {path} <==\n",
+                    new.decode(errors="replace"),
+                    sep="",
+                    end="",
+                    flush=True,
+                )
+                current = path
+        if not live:
+            return
+        if time.monotonic() - asked > _ASK:
+            asked, standing = time.monotonic(), JobStatuses(Records(store), store).of(folder, job)
+            live = standing.live
+            if not live:
+                print(f"the job is {standing.state}{f': {standing.error}' if standing.error else ''}", flush=True)
+            elif not shown:
+                print(_nothing(folder, job, standing), flush=True)
+        time.sleep(_POLL)
+
+
+def _nothing(folder: Folder, job: JobRecord, standing: JobStatus) -> str:
+    if folder.launch().launcher == "inline":
+        return f"job {job.job} of {folder.id} wrote to the terminal of its launch; it is {standing.state}"
+    reason = f" ({standing.reason})" if standing.reason else ""
+    return f"{folder.logs}: no log of job {job.slurm or job.job} yet, it is {standing.state}{reason}"
+
+
+def _last_lines(path: Path) -> str:
+    return "\n".join(tail(path).splitlines()[-_LINES:])
+
+
+def _from(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()

@@ -1,0 +1,119 @@
+"""What `rm` takes out of a store: the artifacts that only certain experiments need."""
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iris.errors import UserError
+from iris.store import MANIFEST, Store
+from sweeps.state.records import held
+from sweeps.state.study_status import Experiment, StudyStatus, kind
+
+_SHARDED = ("generate", "score")
+
+
+@dataclass
+class Removal:
+    """Folders to remove, and artifacts that stay because something outside of all studies was made from them."""
+
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes, by kind/folder
+    kept: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Bytes that it frees."""
+        return sum(self.sizes.values())
+
+
+def find(overview: StudyStatus, chosen: Sequence[Experiment]) -> Removal:
+    """What only the chosen experiments need. Raises UserError while somebody computes some of it."""
+    names = {(e.study, e.name) for e in chosen}
+    every = [e for study in overview.records.studies() for e in overview.experiments(study)]
+    others = [e for e in every if (e.study, e.name) not in names]
+    own = {s for e in chosen for s in e.stages} - {s for e in others for s in e.stages}
+    _check_idle(overview, chosen, own)
+    manifests = dict(_manifests(overview))
+    gone = own & manifests.keys()
+    gone |= _shards(gone, manifests, others)
+    kept = _ancestors(manifests.keys() - gone, manifests) & gone
+    gone -= kept
+    unfinished = [name for name in map(_unfinished, sorted(own)) if (overview.store.root / name).is_dir()]
+    folders = [*sorted(gone), *unfinished]
+    return Removal({name: _size(overview.store.root / name) for name in folders}, sorted(kept))
+
+
+def remove(store: Store, removal: Removal) -> None:
+    """Remove it, each folder at once: what is left at any moment is whole."""
+    for name in removal.sizes:
+        path = store.root / name
+        aside = path.with_name(f".removed-{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+            shutil.rmtree(aside)
+
+
+def _check_idle(overview: StudyStatus, chosen: Sequence[Experiment], own: set[str]) -> None:
+    jobs = [job for job in overview.live_jobs() if not own.isdisjoint(job.job.stages)]
+    if overview.silence:
+        raise UserError(f"Whether jobs still run is not known: {overview.silence}")
+    jobs += [worker for study in {e.study for e in chosen} for worker in overview.workers(study)]
+    if jobs:
+        raise UserError(
+            f"{len(jobs)} jobs for these experiments wait or run (the first: {jobs[0].job.name}). Wait for them, or "
+            "cancel them first."
+        )
+    for name in own:
+        key = name.partition("/")[2]
+        lock = overview.store.root / ".locks" / f"{key}.lock"
+        if held(lock):
+            raise UserError(f"{name} is being computed by another process. Wait for it, or stop it first.")
+
+
+def _manifests(overview: StudyStatus) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in overview.stored:
+        with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged: `find` of the store reports it
+            yield name, json.loads((overview.store.root / name / MANIFEST).read_text())
+
+
+def _shards(gone: set[str], manifests: dict[str, Any], others: Sequence[Experiment]) -> set[str]:
+    """Shards that no artifact but those to be removed names, and that no other experiment is going to look for."""
+    named = {shard for name in manifests.keys() - gone for shard in _named(name, manifests)}
+    candidates = {shard for name in gone for shard in _named(name, manifests)} - named
+    policies = {name.partition("/")[2] for name in gone}
+    for name, manifest in manifests.items():  # of stages that were never finished
+        if kind(name) in _SHARDED and "shard" not in manifest["identity"] and manifest["inputs"]["policy"] in policies:
+            candidates |= {name} - named
+    ahead = {(stage.partition("/")[2], kind(m)) for e in others for stage in e.stages for m in e.missing}
+    return {s for s in candidates & manifests.keys() if (manifests[s]["inputs"]["policy"], kind(s)) not in ahead}
+
+
+def _named(name: str, manifests: dict[str, Any]) -> list[str]:
+    return [f"{kind(name)}/{key}" for key in manifests[name]["inputs"].get("shards", [])]
+
+
+def _ancestors(names: Iterator[str] | set[str], manifests: dict[str, Any]) -> set[str]:
+    """The artifacts that others were made from."""
+    by_key = {name.partition("/")[2]: name for name in manifests}
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        inputs = manifests[left.pop()]["inputs"].values()
+        keys = [key for value in inputs for key in (value if isinstance(value, list) else [value])]
+        new = {by_key[key] for key in keys if key in by_key} - found
+        found |= new
+        left += new
+    return found
+
+
+def _unfinished(name: str) -> str:
+    kind, _, key = name.partition("/")
+    return f"{kind}/.work-{key}"
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -1,0 +1,1 @@
+"""Declare studies, compose their experiments and plan their stages."""

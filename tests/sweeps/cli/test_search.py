@@ -1,0 +1,207 @@
+"""Searches from the command line: in this process, again, with failures, with two objectives, and with mistakes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from sweeps.search.optuna_study import STORAGE
+from sweeps.search.trial_queue import valid
+from sweeps.study.declare import points
+from sweeps.study.experiments import compose_all
+from sweeps.study.file import load_study
+from sweeps.study.plan import make_plan, name_of
+from tests.sweeps.search_tiny import begun, search, stored, write_search
+
+PICTURES = ("history.png", "importance.png", "pareto.png", "rungs.png", "slice.png")
+OUTPUT = (*PICTURES, "mine-best.yaml", "costs.json", "report.md", "trials.csv")
+
+
+@pytest.fixture(autouse=True)
+def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command leaves the address of a database in the environment, for its workers."""
+    monkeypatch.setenv(STORAGE, "")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of six trials that has ended."""
+    path = write_search(tmp_path_factory.mktemp("finished"))
+    assert search(path, "launcher=inline") == 0
+    return path
+
+
+def test_a_search_ends_with_a_report_and_a_study_to_launch(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished.parent / "outputs" / "search-mine"
+    assert {path.name for path in folder.iterdir()} == set(OUTPUT)
+    assert search(finished, "--report") == 0
+    said = capsys.readouterr().out
+    trials = begun(finished).study().trials
+    counted = [trial for trial in trials if valid(trial)]
+    assert len(counted) == 6 and "6 of 6 trials" in said
+    best = min((t for t in counted if t.state == TrialState.COMPLETE), key=lambda t: t.values[0])
+    assert f"best trial {best.number}: {best.values[0]:.4f} average" in said
+    costs = json.loads((folder / "costs.json").read_text())
+    assert 0 < costs["executed"] < costs["whole"]
+    for line in ("run whole", "supervised stage once", "in common once", "pruned trials", "executed"):
+        assert line in said and line in (folder / "report.md").read_text()
+
+    (experiment,) = compose_all(points(load_study(str(folder / "mine-best.yaml"))))
+    plan = make_plan([experiment], begun(finished).store)
+    left = {name_of(stage) for stage in plan.missing}
+    assert all(name.startswith("evaluate/") for name in left), "only evaluations that the search has not needed"
+    assert name_of(experiment.chain.rows[-1].evaluate) not in left
+    assert best.user_attrs["overrides"][0] in yaml.safe_load((folder / "mine-best.yaml").read_text())["base"]
+
+
+def test_pruned_trials_run_no_further(finished: Path) -> None:
+    done = stored(finished.parent)
+    trials = [trial for trial in begun(finished).study().trials if valid(trial)]
+    ran: set[str] = set()
+    for trial in trials:
+        record = trial.user_attrs["stages"]
+        reached = record["rungs"][: trial.last_step]
+        own = {name for rung in reached for name in (*rung["stages"], rung["part"])}
+        ran |= own | ({record["whole"]} if trial.state == TrialState.COMPLETE else set())
+        assert trial.last_step == (2 if trial.state == TrialState.COMPLETE else trial.last_step)
+    assert TrialState.PRUNED in [trial.state for trial in trials]
+    shards = {name for name in done if name.split("/")[0] in ("generate", "score")} - ran
+    assert set(done) - shards == ran, "nothing else"
+
+
+def test_the_same_command_again_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stored(finished.parent)
+    assert search(finished, "launcher=inline") == 0
+    assert "6 of 6 trials" in capsys.readouterr().out
+    assert stored(finished.parent) == before and len(begun(finished).study().trials) >= 6
+
+
+def test_more_trials_go_on_where_the_search_ended(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = begun(finished).study().trials
+    assert search(finished, "launcher=inline", "trials=7", "sampler=random") == 0
+    assert "7 of 7 trials" in capsys.readouterr().out
+    after = begun(finished).study().trials
+    assert [t.params for t in after[: len(before)]] == [t.params for t in before]
+
+
+def test_a_search_cannot_become_another(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word, what in (("seed=1", "base"), ("share=0.5", "share"), ("space.schedule.levels.high=1.25", "space")):
+        assert search(finished, "launcher=inline", word) == 2
+        assert f"begun with another {what}" in capsys.readouterr().err
+    assert search(finished, "launcher=inline", f"storage=sqlite:///{finished.parent}/t.db") == 2
+    assert "keeps its trials in a journal in the store" in capsys.readouterr().err
+
+
+def test_status_shows_the_trials(finished: Path) -> None:
+    from sweeps.state.records import Records
+
+    store = begun(finished).store
+    study = Records(store).study("search-mine")
+    assert study is not None
+    states = {point["name"]: point.get("state", "done") for point in study["points"]}
+    trials = [trial for trial in begun(finished).study().trials if valid(trial)]
+    expected = {f"trial-{t.number}": "pruned" if t.state == TrialState.PRUNED else "done" for t in trials}
+    assert states == expected
+    for point in study["points"]:
+        if states[point["name"]] == "done":
+            assert all(store.find(*stage.split("/")) for stage in point["stages"])
+
+
+def test_a_trial_that_cannot_work_fails_alone(tmp_path: Path) -> None:
+    space = {"train.learning_rate": [0.01, 1e30], "method.loss.scale": [0.1, 0.2]}
+    base = {"iterations": 1, "schedule": "constant", "train.learning_rate": None}
+    path = write_search(tmp_path, base, space=space, trials=4, sampler={"name": "grid"}, pruner="none")
+    assert search(path, "launcher=inline") == 0
+    trials = [trial for trial in begun(path).study().trials if "duplicate_of" not in trial.user_attrs]
+    states = {(t.params["train.learning_rate"], t.params["method.loss.scale"]): t.state for t in trials}
+    expected = {0.01: TrialState.COMPLETE, 1e30: TrialState.FAIL}
+    assert states == {(rate, scale): expected[rate] for rate in (0.01, 1e30) for scale in (0.1, 0.2)}, "the whole space"
+    errors = [t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL]
+    assert all("train.learning_rate=1e+30" in error and "gradient norm nan" in error for error in errors)
+
+
+def test_two_objectives_give_a_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = {"iterations": {"type": "int", "low": 0, "high": 2}}
+    base = {"iterations": None, "schedule": "constant"}
+    path = write_search(tmp_path, base, space=space, cost="cpu_hours", pruner="none")
+    assert search(path, "launcher=inline", "trials=3", "sampler=nsga2") == 0
+    trials = sorted((t for t in begun(path).study().trials if valid(t)), key=lambda t: t.params["iterations"])
+    store = begun(path).store
+    for iterations, trial in enumerate(trials):
+        trained = [name for name in trial.user_attrs["stages"]["path"] if name.startswith(("sft/", "train/"))]
+        costs = [store.get(*name.split("/")).manifest["cost"]["cpu_seconds"] / 3600 for name in trained]
+        assert len(costs) == 1 + iterations
+        assert trial.values[1] > sum(costs), "what it costs by itself, whoever has paid for it"
+    assert not any(trial.intermediate_values for trial in trials)
+    assert not [name for name in stored(tmp_path) if "-part-" in name], "no rungs"
+    assert "3 of 3 trials" in capsys.readouterr().out
+    assert points(load_study(str(tmp_path / "outputs" / "search-mine" / "mine-best.yaml")))
+
+
+def test_a_database_is_named_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_search(tmp_path, trials=1)
+    word = "storage=postgresql://anna:s3cret@localhost/trials"
+    monkeypatch.setattr(sys, "argv", ["sweeps", "search", word])
+    assert search(path, "launcher=inline", word) == 2
+    assert sys.argv[-1] == "storage=postgresql://anna:…@localhost/trials"
+    said = capsys.readouterr().err
+    assert "psycopg2" in said and "s3cret" not in said
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert written and not [file for file in written if b"s3cret" in file.read_bytes()]
+
+
+def test_a_database_keeps_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_search(tmp_path, trials=1, base={"iterations": 1})
+    monkeypatch.setenv(STORAGE, f"sqlite:///{tmp_path}/trials.db")
+    assert search(path, "launcher=inline") == 0
+    assert (tmp_path / "trials.db").exists() and not list(tmp_path.rglob("journal.log"))
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    ([], "No launcher is given: launcher=slurm, launcher=local or launcher=inline"),
+    (["launcher=inlin"], "Did you mean 'inline'"),
+    (["launcher=inline", "workers=2"], "launcher=inline is one worker; use launcher=local"),
+    (["launcher=local", "workers=0"], "workers=0: expected a whole number of at least 1"),
+    (
+        ["launcher=inline", "worker=2"],
+        "worker: .*Did you mean 'workers'",
+    ),
+    (
+        ["launcher=inline", "trails=3"],
+        "trails: neither the search nor the configuration has such a key. Did you mean 'trials'",
+    ),
+    (["launcher=inline", "data.sise=1k"], "data.sise: the configuration has no such key. Did you mean 'data.size'"),
+    (["launcher=inline", "sampler=tp"], "sampler=tp: choose one of tpe"),
+    (["launcher=inline", "pruner=ash"], "pruner=ash: choose one of asha"),
+    (["launcher=inline", "objective=gsm8k"], "evaluate.tasks does not lead to a task 'gsm8k'.*average, tiny_texts"),
+    (["launcher=inline", "storage=here"], "storage=here: expected an address"),
+    (["launcher=inline", "space.train.optimizer=[adamw,adm]"], "train.optimizer=adm.*choose one of adamw, rmsprop"),
+    (["launcher=inline", "method=spin"], r"schedule.levels makes no difference to these experiments \(method=spin\)"),
+    (["launcher=inline", "--reprot"], "no such flag.*Did you mean '--report'"),
+    (["--report", "name=other"], "search other has not been begun on the store"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_told_before_anything_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    import re
+
+    assert search(write_search(tmp_path), *words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and re.search(message, said, re.DOTALL), said
+    assert not list((tmp_path / "store").glob("[!.]*/*/manifest.json"))
+
+
+def test_help_needs_neither_torch_nor_optuna(capsys: pytest.CaptureFixture[str]) -> None:
+    import subprocess
+
+    code = "import sys; from sweeps.__main__ import main; main(['search', '--help']); "
+    code += "sys.exit(bool({'torch', 'optuna', 'pandas'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)
