@@ -41,7 +41,7 @@ MODEL = Model(
 )
 PAIRS = [{"prompt": f"question {i}?", "response": f"answer {i}"} for i in range(12)]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONF = Path(__file__).parents[2] / "conf" / "data"
+CONF = Path(__file__).parents[3] / "conf" / "data"
 Row = Mapping[str, Any]
 
 

@@ -128,4 +128,4 @@ def test_looking_names_up_does_not_import_lm_eval(folder: Path) -> None:
     code = "import sys; from pathlib import Path; from iris.evaluation.harness import check_tasks; "
     code += f"check_tasks(['both'], [Path({str(folder)!r})])"
     code += "; assert not {'lm_eval', 'torch', 'datasets', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -45,7 +45,7 @@ TINY = {
     "max_position_embeddings": 64,
 }
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONF = Path(__file__).parents[2] / "conf" / "model"
+CONF = Path(__file__).parents[3] / "conf" / "model"
 
 
 def new_context(root: Path, world: World | None = None) -> Context:
