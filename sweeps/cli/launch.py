@@ -61,8 +61,8 @@ def _stop(*_: Any) -> None:
 def _lines(report: Report, launcher: Launcher, study: str, store: Store) -> Iterator[str]:
     found = report.found
     yield f"study {study}: {', '.join([_done(report, launcher), *_there(report)])}"
-    for name, standing in list(found.failed.items())[:_SHOWN]:
-        yield f"  failed: {name}: {standing.error}"
+    for name, status in list(found.failed.items())[:_SHOWN]:
+        yield f"  failed: {name}: {status.error}"
     if len(found.failed) > _SHOWN:
         yield f"  … and {len(found.failed) - _SHOWN} more"
     if found.failed:

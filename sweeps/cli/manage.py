@@ -44,8 +44,8 @@ class Asked:
 
     def look(self) -> tuple[StudyStatus, list[Experiment]]:
         """The store as it is now, and the experiments. Raises UserError if there are none."""
-        overview = StudyStatus(self.store)
-        return overview, select(overview, self.patterns, self.study)
+        study_status = StudyStatus(self.store)
+        return study_status, select(study_status, self.patterns, self.study)
 
     def called(self, experiments: Sequence[Experiment]) -> str:
         """What to call them."""
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str]) -> int:
 def _logs(asked: Asked) -> int:
     kind = asked.words.settings.get("stage")
     logs.check_kind(kind)
-    overview, chosen = asked.look()
-    found = [job for job in (logs.job_of(e, overview, kind) for e in chosen) if job is not None]
+    study_status, chosen = asked.look()
+    found = [job for job in (logs.job_of(e, study_status, kind) for e in chosen) if job is not None]
     jobs = list({(folder.id, job.job): (folder, job) for folder, job in found}.values())
     if not jobs:
         print(f"no log: no job was for {kind or 'any stage'} of {asked.called(chosen)}")
@@ -92,8 +92,8 @@ def _cancel(asked: Asked) -> int:
     from sweeps.launch import dispatch
 
     with Records(asked.store).lock():  # nobody submits meanwhile
-        overview, chosen = asked.look()
-        found = cancellation.find(overview, chosen, asked.study)
+        study_status, chosen = asked.look()
+        found = cancellation.find(study_status, chosen, asked.study)
         dispatch.cancel([(job.folder, job.job) for job in found.jobs])
     if not found.jobs and not found.left:
         print(f"nothing to cancel: nothing waits or runs for {asked.called(chosen)}")
@@ -107,7 +107,7 @@ def _cancel(asked: Asked) -> int:
 def _retry(asked: Asked) -> int:
     from sweeps.launch.retry import retry
 
-    overview, chosen = asked.look()
+    study_status, chosen = asked.look()
     failed = sorted((e for e in chosen if e.state == FAILED), key=lambda e: e.study)
     if not failed:
         print(f"nothing to retry: nothing has failed of {asked.called(chosen)}")
@@ -115,7 +115,7 @@ def _retry(asked: Asked) -> int:
     for study, group in groupby(failed, key=lambda e: e.study):
         members = list(group)
         launcher, changes = asked.words.settings.get("launcher"), asked.words.under("launcher")
-        report = retry(overview, study, members, launcher, changes)
+        report = retry(study_status, study, members, launcher, changes)
         logged = f", logs: {report.folder.logs}" if report.folder else ""
         print(f"{_many(len(report.jobs), 'job')} for {asked.called(members)}{logged}")
         status = max(status, 1 if report.failures else 0)
@@ -123,8 +123,8 @@ def _retry(asked: Asked) -> int:
 
 
 def _rm(asked: Asked) -> int:
-    overview, chosen = asked.look()
-    found = removal.find(overview, chosen)
+    study_status, chosen = asked.look()
+    found = removal.find(study_status, chosen)
     if found.kept:
         print(f"{_many(len(found.kept), 'artifact')} stay, since what is in no study was made from them")
     if not found.sizes:

@@ -59,7 +59,7 @@ class View:
     def __init__(self, store: Store, study: str | None, everything: bool) -> None:
         self.store, self.study, self.everything = store, study, everything
         self.console = _console()
-        self.finished, self.endings = Finished(store), ExitReasons()
+        self.finished, self.exit_reasons = Finished(store), ExitReasons()
         self.live = False  # whether at the last look something waited or ran
         self.line = Text()  # the last look in one line
         self.shown: RenderableType = ""  # … and in full
@@ -95,15 +95,15 @@ class View:
 
     def look(self) -> RenderableType:
         """The state of now."""
-        overview = StudyStatus(self.store, self.endings)
-        content = list(self._study(overview, self.study) if self.study else self._studies(overview))
+        study_status = StudyStatus(self.store, self.exit_reasons)
+        content = list(self._study(study_status, self.study) if self.study else self._studies(study_status))
         self.finished.save()
-        return Group(*content, *([Text(overview.silence, "yellow")] if overview.silence else []))
+        return Group(*content, *([Text(study_status.silence, "yellow")] if study_status.silence else []))
 
     def _note(self, experiments: Sequence[Experiment], jobs: Sequence[Submitted]) -> None:
-        self.live, self.line = any(j.standing.state in LIVE for j in jobs), status_table.counts(experiments)
+        self.live, self.line = any(j.status.state in LIVE for j in jobs), status_table.counts(experiments)
 
-    def _studies(self, overview: StudyStatus) -> Iterator[RenderableType]:
+    def _studies(self, study_status: StudyStatus) -> Iterator[RenderableType]:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("study", overflow="fold")
         table.add_column("experiments", justify="right", no_wrap=True)
@@ -111,22 +111,24 @@ class View:
         table.add_column("last launch", no_wrap=True)
         every: list[Experiment] = []
         jobs: list[Submitted] = []
-        for study in overview.records.studies():
-            experiments = overview.experiments(study)
+        for study in study_status.records.studies():
+            experiments = study_status.experiments(study)
             every += experiments
-            jobs += _jobs(study, experiments, overview)
-            table.add_row(study, str(len(experiments)), status_table.counts(experiments), _launched(overview, study))
+            jobs += _jobs(study, experiments, study_status)
+            table.add_row(
+                study, str(len(experiments)), status_table.counts(experiments), _launched(study_status, study)
+            )
         self._note(every, jobs)
         yield table
         yield Text(f"store {self.store.root}", "dim")
 
-    def _study(self, overview: StudyStatus, study: str) -> Iterator[RenderableType]:
-        experiments = overview.experiments(study)
-        jobs = _jobs(study, experiments, overview)
+    def _study(self, study_status: StudyStatus, study: str) -> Iterator[RenderableType]:
+        experiments = study_status.experiments(study)
+        jobs = _jobs(study, experiments, study_status)
         self._note(experiments, jobs)
         total = f"  {len(experiments)} experiment{'s' if len(experiments) != 1 else ''}  "
         yield Text.assemble((study, "bold"), total, self.line)
-        yield Text(f"launched {_launched(overview, study)}{_counted(jobs)}", "dim")
+        yield Text(f"launched {_launched(study_status, study)}{_counted(jobs)}", "dim")
         rows = status_table.rows(experiments, self.finished, self.everything)
         if rows:
             yield Text()
@@ -138,7 +140,7 @@ class View:
         if any(e.state == FAILED for e in experiments):
             yield Text("failed ones: `logs PATTERN` shows why, `retry PATTERN` starts them again", "dim")
         stages = {stage for e in experiments for stage in e.stages}
-        done = stages & overview.stored
+        done = stages & study_status.stored
         yield Text(f"{len(done)} of {len(stages)} stages done, cost so far {self.finished.cost(done)}", "dim")
         yield Text(f"store {self.store.root}", "dim")
 
@@ -150,26 +152,26 @@ def _console() -> Console:
     return Console(highlight=False, width=_PIPED)
 
 
-def _launched(overview: StudyStatus, study: str) -> str:
+def _launched(study_status: StudyStatus, study: str) -> str:
     """`12 min ago (slurm)`."""
-    launch = (overview.records.study(study) or {}).get("launch")
+    launch = (study_status.records.study(study) or {}).get("launch")
     if not launch:
         return "never: all of it was there"
     try:
-        found = overview.records.folder(launch).launch()
+        found = study_status.records.folder(launch).launch()
     except FileNotFoundError:
         return "unknown: its records were removed"
     return f"{duration(time.time() - found.created)} ago ({found.launcher})"
 
 
-def _jobs(study: str, experiments: Sequence[Experiment], overview: StudyStatus) -> list[Submitted]:
+def _jobs(study: str, experiments: Sequence[Experiment], study_status: StudyStatus) -> list[Submitted]:
     """The jobs of a study: of a search, its workers."""
-    return overview.workers(study) or jobs_of(experiments, overview)
+    return study_status.workers(study) or jobs_of(experiments, study_status)
 
 
 def _counted(jobs: Sequence[Submitted]) -> str:
     """`, jobs: 3 running, 12 waiting`."""
-    found = Counter(job.standing.state for job in jobs)
+    found = Counter(job.status.state for job in jobs)
     waiting = found[QUEUED] + found[PREEMPTED]
     parts = [f"{found[state]} {state}" for state in (RUNNING, STALLED, UNKNOWN) if found[state]]
     parts += [f"{waiting} waiting"] if waiting else []

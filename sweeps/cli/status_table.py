@@ -79,7 +79,7 @@ def _detail(experiment: Experiment, brief: bool = False) -> str:
     job, state = experiment.job, experiment.state
     if job is None:
         return "waits for another worker" if state == PREEMPTED else ""
-    last, reason = job.standing.last, job.standing.reason
+    last, reason = job.status.last, job.status.reason
     if state == RUNNING:
         return progress(experiment.stage, job, brief)
     if state == STALLED and last:
@@ -100,7 +100,7 @@ def score(experiment: Experiment, finished: Finished) -> str:
 
 def progress(stage: str, job: Submitted, brief: bool = False) -> str:
     """`120/400 steps, 3.1/s, 2 min left`, or `30 %, 2 min left`."""
-    last = job.standing.last
+    last = job.status.last
     if last is None or last.stage != stage or not last.total:
         return "no progress yet"
     if last.state != RUNNING:

@@ -49,14 +49,14 @@ def run_inline(folder: Folder, tasks: Sequence[Task], store: Store) -> int:
 
     The caller holds the launch's lock "scheduler".
     """
-    board, progress = ReadyJobs(folder, tasks, store), Progress()
-    while jobs := board.open():
-        looks = {n: board.look(n) for n in jobs}
-        board.ended |= {n: False for n in jobs if looks[n] == DROPPED}
+    ready_jobs, progress = ReadyJobs(folder, tasks, store), Progress()
+    while jobs := ready_jobs.open():
+        looks = {n: ready_jobs.look(n) for n in jobs}
+        ready_jobs.ended |= {n: False for n in jobs if looks[n] == DROPPED}
         ready = [n for n in jobs if looks[n] == READY]
         for n in ready[:1]:
             _run_here(folder, tasks[n].work, progress)
-            board.end(n)
+            ready_jobs.end(n)
         if not ready and DROPPED not in looks.values():
             progress.say("waiting for jobs of another launch")
             time.sleep(_POLL_SECONDS)
@@ -65,10 +65,10 @@ def run_inline(folder: Folder, tasks: Sequence[Task], store: Store) -> int:
 
 
 def _run_here(folder: Folder, work: Work, progress: Progress) -> None:
-    reporter = work.reporter()
+    heartbeat = work.heartbeat()
     try:
-        with folder.lock(str(work.number)).acquire(timeout=_LOCK_SECONDS), reporter:
-            work.run(reporter)
+        with folder.lock(str(work.number)).acquire(timeout=_LOCK_SECONDS), heartbeat:
+            work.run(heartbeat)
     except Exception:
         last = folder.state(work.number)
         progress.say(f"failed: {last.stage if last else work.number}: {last.error if last else ''}")
@@ -127,7 +127,7 @@ class Scheduler:
 
     def __init__(self, folder: Folder, schedule: Schedule, store: Store) -> None:
         self.folder, self.schedule = folder, schedule
-        self.board = ReadyJobs(folder, schedule.tasks, store)
+        self.ready_jobs = ReadyJobs(folder, schedule.tasks, store)
         self.free = list(schedule.gpus)
         self.running: dict[int, tuple[list[BaseProcess], list[str]]] = {}
         self.dying: dict[int, float] = {}  # jobs one of whose processes has failed, and since when
@@ -136,20 +136,20 @@ class Scheduler:
 
     def run(self) -> None:
         """Run until every job has ended or cannot begin."""
-        while self.board.open():
+        while self.ready_jobs.open():
             self._begin()
             ends = [process.sentinel for processes, _ in self.running.values() for process in processes]
-            wait(ends, timeout=_POLL_SECONDS) if ends else time.sleep(_POLL_SECONDS if self.board.open() else 0)
+            wait(ends, timeout=_POLL_SECONDS) if ends else time.sleep(_POLL_SECONDS if self.ready_jobs.open() else 0)
             for n in list(self.running):
                 self._reap(n)
 
     def _begin(self) -> None:
-        for n in self.board.open():
+        for n in self.ready_jobs.open():
             if n in self.running:
                 continue
-            look, gpus = self.board.look(n), self.schedule.tasks[n].gpus
+            look, gpus = self.ready_jobs.look(n), self.schedule.tasks[n].gpus
             if look == DROPPED:
-                self.board.ended[n] = False
+                self.ready_jobs.ended[n] = False
             elif look == READY and len(self.running) < self.schedule.workers and gpus <= len(self.free):
                 taken, self.free = self.free[:gpus], self.free[gpus:]
                 self.running[n] = (self._start(n, taken), taken)
@@ -187,7 +187,7 @@ class Scheduler:
             killed = next((-code for code in codes if code and code < 0), 0)
             error = f"killed by {signal.Signals(killed).name}" if killed else "ended without a word"
             self.folder.mark(n, CANCELLED if stopped else FAILED, "stopped" if stopped else error)
-        self.board.end(n)
+        self.ready_jobs.end(n)
 
 
 def _imports(tasks: Sequence[Task]) -> list[str]:
@@ -207,9 +207,9 @@ def _process(work: Work, variables: dict[str, str], log: str) -> None:
     log_to_stderr()
     name = "-".join([str(work.number), *([variables["RANK"]] if variables["RANK"] != "0" else [])])
     try:
-        reporter = work.reporter()
-        with work.folder.lock(name).acquire(timeout=_LOCK_SECONDS), reporter:
-            work.run(reporter)
+        heartbeat = work.heartbeat()
+        with work.folder.lock(name).acquire(timeout=_LOCK_SECONDS), heartbeat:
+            work.run(heartbeat)
     except Interrupted:
         sys.exit(128 + signal.SIGTERM)
 

@@ -59,9 +59,9 @@ class ReadyJobs:
     def _live(self, job: str) -> bool:
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._outside, self._looked = {}, time.monotonic()
-            self._standings = JobStatuses(Records(self.store), self.store)
+            self._statuses = JobStatuses(Records(self.store), self.store)
         if job not in self._outside:
             launch, _, number = job.rpartition("/")
             folder = Records(self.store).folder(launch)
-            self._outside[job] = self._standings.of(folder, self._standings.job(folder, int(number))).live
+            self._outside[job] = self._statuses.of(folder, self._statuses.job(folder, int(number))).live
         return self._outside[job]

@@ -20,7 +20,7 @@ class Reconciled:
 
 
 def reconcile(
-    plan: Plan, standings: JobStatuses, *, retry: bool, can_await: Callable[[JobRecord], bool] = lambda _: True
+    plan: Plan, statuses: JobStatuses, *, retry: bool, can_await: Callable[[JobRecord], bool] = lambda _: True
 ) -> Reconciled:
     """Sort the missing stages of a plan. What was cancelled, or never began, counts as never submitted.
 
@@ -28,13 +28,13 @@ def reconcile(
     """
     found = Reconciled()
     missing = {name_of(stage): stage for stage in plan.missing}
-    jobs = _jobs_by_stage(standings, missing)
+    jobs = _jobs_by_stage(statuses, missing)
     for name, stage in missing.items():
-        standing, inputs = _standing(name, jobs.get(name, []), standings, found), [name_of(s) for s in sources(stage)]
+        status, inputs = _job_status(name, jobs.get(name, []), statuses, found), [name_of(s) for s in sources(stage)]
         if name in found.live:
             continue
-        if standing is not None and standing.state == FAILED and not retry:
-            found.failed[name] = standing
+        if status is not None and status.state == FAILED and not retry:
+            found.failed[name] = status
         elif any(i in found.failed or i in found.behind for i in inputs):
             found.behind.add(name)
         elif any(i in found.elsewhere or (i in found.live and not can_await(found.live[i][1])) for i in inputs):
@@ -44,38 +44,38 @@ def reconcile(
     return found
 
 
-def orphans(study: str, standings: JobStatuses) -> list[tuple[Folder, JobRecord]]:
+def orphans(study: str, statuses: JobStatuses) -> list[tuple[Folder, JobRecord]]:
     """Live jobs that were submitted for a study and whose stages no study needs any more, as last launched."""
-    records = standings.records
+    records = statuses.records
     needed: set[str] = set()
     for name in records.studies():
         needed.update(stage for point in (records.study(name) or {})["points"] for stage in point["stages"])
     found = []
-    for folder in standings.launches:
+    for folder in statuses.launches:
         if folder.launch().study == study:
-            found += [(folder, job) for job in standings.jobs(folder) if needed.isdisjoint(job.stages)]
-    return [(folder, job) for folder, job in found if standings.of(folder, job).live]
+            found += [(folder, job) for job in statuses.jobs(folder) if needed.isdisjoint(job.stages)]
+    return [(folder, job) for folder, job in found if statuses.of(folder, job).live]
 
 
-def _standing(
-    name: str, jobs: list[tuple[Folder, JobRecord]], standings: JobStatuses, found: Reconciled
+def _job_status(
+    name: str, jobs: list[tuple[Folder, JobRecord]], statuses: JobStatuses, found: Reconciled
 ) -> JobStatus | None:
     """How the newest job that holds a stage stands; a live one is put among the live."""
     newest: JobStatus | None = None
     for folder, job in jobs:
-        standing = standings.of(folder, job)
-        newest = newest or standing
-        if standing.live:
+        status = statuses.of(folder, job)
+        newest = newest or status
+        if status.live:
             found.live[name] = (folder, job)
             break
     return newest
 
 
-def _jobs_by_stage(standings: JobStatuses, wanted: Iterable[str]) -> dict[str, list[tuple[Folder, JobRecord]]]:
+def _jobs_by_stage(statuses: JobStatuses, wanted: Iterable[str]) -> dict[str, list[tuple[Folder, JobRecord]]]:
     """The jobs that hold each stage, the newest first."""
     jobs: dict[str, list[tuple[Folder, JobRecord]]] = {name: [] for name in wanted}
-    for folder in reversed(standings.launches):
-        for job in standings.jobs(folder):
+    for folder in reversed(statuses.launches):
+        for job in statuses.jobs(folder):
             for stage in job.stages:
                 if stage in jobs:
                     jobs[stage].append((folder, job))

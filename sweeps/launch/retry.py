@@ -13,15 +13,15 @@ from sweeps.study.plan import make_plan, name_of
 
 
 def retry(
-    overview: StudyStatus, study: str, failed: Sequence[Experiment], launcher: str | None, changes: Sequence[str]
+    study_status: StudyStatus, study: str, failed: Sequence[Experiment], launcher: str | None, changes: Sequence[str]
 ) -> Report:
     """Launch failed experiments of a study again, with `launcher`, or with that of the study's last launch.
 
     `changes` are settings of the launcher. Raises UserError if the experiments are not what was launched any more.
     """
-    if overview.is_search(study):
+    if study_status.is_search(study):
         raise UserError(f"study={study}: of a search, the same search command tries again what has failed.")
-    experiments = overview.experiments(study)
+    experiments = study_status.experiments(study)
     planned = compose_all([Point(e.name, e.overrides) for e in experiments])
     stages = {e.name: [name_of(stage) for stage in e.chain.stages] for e in planned}
     if changed := [e.name for e in failed if stages[e.name] != list(e.stages)]:
@@ -31,21 +31,21 @@ def retry(
         )
     names = frozenset(e.name for e in failed)
     request = Request(
-        make_plan(planned, overview.store, study),
+        make_plan(planned, study_status.store, study),
         {e.name: e.overrides for e in experiments},
         ["retry", *sorted(names)],
         retry=True,
         only=names,
     )
-    return launch(request, _launcher(overview, study, launcher, changes), overview.store)
+    return launch(request, _launcher(study_status, study, launcher, changes), study_status.store)
 
 
-def _launcher(overview: StudyStatus, study: str, name: str | None, changes: Sequence[str]) -> Launcher:
+def _launcher(study_status: StudyStatus, study: str, name: str | None, changes: Sequence[str]) -> Launcher:
     if name is not None:
         return load_launcher(name, changes)
-    last = (overview.records.study(study) or {}).get("launch")
+    last = (study_status.records.study(study) or {}).get("launch")
     if not last:
         raise UserError(f"study={study}: nothing of it was submitted yet: give launcher=slurm, local or inline.")
-    found = overview.records.folder(last).launch()
+    found = study_status.records.folder(last).launch()
     settings = [f"{key}={json.dumps(value)}" for key, value in found.settings.items() if key != "kind"]
     return load_launcher(found.launcher, [*settings, *changes])

@@ -44,11 +44,11 @@ class SlurmJob:
         log_to_stderr()
         attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         _rendezvous(f"{self.work.launch}/{self.work.number}/{attempt}")
-        reporter = self.work.reporter(attempt)
-        requeue = Requeue(self, reporter)
+        heartbeat = self.work.heartbeat(attempt)
+        requeue = Requeue(self, heartbeat)
         try:
-            with reporter:
-                self.work.run(reporter)
+            with heartbeat:
+                self.work.run(heartbeat)
         except Interrupted:
             requeue.now()
         finally:
@@ -58,8 +58,8 @@ class SlurmJob:
 class Requeue:
     """Listens to Slurm's signals and requeues the job, once."""
 
-    def __init__(self, job: SlurmJob, reporter: Heartbeat) -> None:
-        self.job, self.reporter, self.started = job, reporter, time.time()
+    def __init__(self, job: SlurmJob, heartbeat: Heartbeat) -> None:
+        self.job, self.heartbeat, self.started = job, heartbeat, time.time()
         self.announced = False
         self._once = threading.Lock()
         self._timer = threading.Timer(0.75 * job.notice, self._late)
@@ -74,7 +74,7 @@ class Requeue:
     def announce(self, *_: Any) -> None:
         """Take note of the signal: stages are asked to stop, and not waited for too long."""
         interruption.request()
-        if not self.announced and self.reporter.main:
+        if not self.announced and self.heartbeat.main:
             self._timer.start()
         self.announced = True
 
@@ -85,9 +85,9 @@ class Requeue:
 
     def now(self) -> None:
         """Requeue after Interrupted, unless nobody asked or Slurm has begun another run already."""
-        if not self.announced or self.reporter.superseded:
+        if not self.announced or self.heartbeat.superseded:
             raise SystemExit(128 + signal.SIGTERM)
-        if self.reporter.main and self._once.acquire(blocking=False):
+        if self.heartbeat.main and self._once.acquire(blocking=False):
             self.job.fruitless = 0
             self._try()
 
@@ -103,12 +103,12 @@ class Requeue:
         if lasted:
             self.job.fruitless = 0 if self._kept_something() else self.job.fruitless + 1
         if self.job.fruitless >= _FRUITLESS:
-            stage = self.reporter.stage
+            stage = self.heartbeat.stage
             knob = f"launcher.stages.{stage.partition('/')[0]}.minutes"
             limit = f"the time limit of {self.job.minutes} minutes"
-            self.reporter.end(FAILED, f"{stage} does not get on: it keeps nothing within {limit}. Raise {knob}.")
+            self.heartbeat.end(FAILED, f"{stage} does not get on: it keeps nothing within {limit}. Raise {knob}.")
             os._exit(1)
-        self.reporter.end(INTERRUPTED)
+        self.heartbeat.end(INTERRUPTED)
         try:
             self._try()
         except SystemExit:  # it would end this thread alone
@@ -116,9 +116,9 @@ class Requeue:
 
     def _kept_something(self) -> bool:
         """Whether this run has finished a stage or a shard, or left a checkpoint."""
-        kind, _, key = self.reporter.stage.partition("/")
+        kind, _, key = self.heartbeat.stage.partition("/")
         work = Path(self.job.work.store) / kind / f".work-{key}"
-        return self.reporter.kept > 0 or (work.exists() and work.stat().st_mtime > self.started + _STARTING)
+        return self.heartbeat.kept > 0 or (work.exists() and work.stat().st_mtime > self.started + _STARTING)
 
     def _try(self) -> None:
         """Requeue; at the latest when Slurm itself ends the job, as where it has requeued it before, leave without."""

@@ -70,16 +70,16 @@ def launch(request: Request, launcher: Launcher, store: Store) -> Report:
             every = request.plan.experiments
             chosen = [e for e in every if request.only is None or e.name in request.only]
             plan = make_plan(chosen, store, request.plan.study)
-            standings = JobStatuses(records, store)
+            statuses = JobStatuses(records, store)
             if isinstance(launcher, Slurm):
                 slurm_cli.cancel_strays(records)
-            found = reconcile(plan, standings, retry=request.retry, can_await=lambda job: _can_await(launcher, job))
+            found = reconcile(plan, statuses, retry=request.retry, can_await=lambda job: _can_await(launcher, job))
             report = Report(len(plan.cached), found, make_jobs(plan, launcher, found.submit))
             if report.jobs:
                 _check(report.jobs, launcher)
                 report.folder = records.create(_record(request, launcher, store))
             _write_study(records, request, report.folder)
-            _settle_orphans(plan.study, standings, request, report)
+            _settle_orphans(plan.study, statuses, request, report)
             if isinstance(launcher, Inline) and report.folder:
                 inline.enter_context(report.folder.lock("scheduler").acquire())  # before others may look
             if report.folder:
@@ -164,8 +164,8 @@ def _write_study(records: Records, request: Request, folder: Folder | None) -> N
     records.write_study(plan.study, folder.id if folder else before["launch"], points)
 
 
-def _settle_orphans(study: str, standings: JobStatuses, request: Request, report: Report) -> None:
-    found = orphans(study, standings)
+def _settle_orphans(study: str, statuses: JobStatuses, request: Request, report: Report) -> None:
+    found = orphans(study, statuses)
     report.orphans, report.cancelled = len(found), request.cancel_orphans
     if request.cancel_orphans:
         dispatch.cancel(found)

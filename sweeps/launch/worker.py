@@ -14,7 +14,7 @@ from iris.execution.runner import Context
 from iris.execution.world import World
 from iris.plan import Stage
 from iris.store import Artifact, Claim, Store
-from sweeps.state.heartbeat import Heartbeat, Reported
+from sweeps.state.heartbeat import FollowedProgress, Heartbeat
 from sweeps.state.records import Folder, Records
 from sweeps.study.plan import name_of
 
@@ -35,36 +35,36 @@ class Work:
         """The launch's folder."""
         return Records(Store(self.store)).folder(self.launch)
 
-    def reporter(self, attempt: int = 0) -> Heartbeat:
+    def heartbeat(self, attempt: int = 0) -> Heartbeat:
         """Writes the job's state; to be entered before anything slow is done."""
         return Heartbeat(self.folder, self.number, attempt=attempt, main=os.environ.get("RANK", "0") == "0")
 
-    def run(self, reporter: Heartbeat) -> None:
+    def run(self, heartbeat: Heartbeat) -> None:
         """Run what is missing of the stages, together with the other processes of the job. Raises Interrupted."""
         runner.configure_threads(self.execution)
         world = World.join(self.execution.device)
-        store = CountingStore(self.store, reporter)
-        context = Context(store, self.execution, Reported(reporter), world, Path(self.output))
+        store = CountingStore(self.store, heartbeat)
+        context = Context(store, self.execution, FollowedProgress(heartbeat), world, Path(self.output))
         if world.main:
             context.store.prepare()
         for stage in self.stages:
             if world.broadcast(interruption.requested()):
                 raise Interrupted(f"stopped before {name_of(stage)}")
-            reporter.begin(name_of(stage))
+            heartbeat.begin(name_of(stage))
             _check_precision(stage, self.execution)
             runner.ensure(stage, context)
 
 
 class CountingStore(Store):
-    """The store; the reporter counts what is finished."""
+    """The store; the heartbeat counts what is finished."""
 
-    def __init__(self, root: str, reporter: Heartbeat) -> None:
+    def __init__(self, root: str, heartbeat: Heartbeat) -> None:
         super().__init__(root)
-        self.reporter = reporter
+        self.heartbeat = heartbeat
 
     def commit(self, kind: str, key: str, claim: Claim, manifest: dict[str, Any]) -> Artifact:
         """Seal a claim's files."""
-        self.reporter.kept += 1
+        self.heartbeat.kept += 1
         return super().commit(kind, key, claim, manifest)
 
 

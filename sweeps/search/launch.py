@@ -129,11 +129,11 @@ def _hire(begun: Session, workers: Workers) -> WorkerLaunch | None:
 
 def _living(records: Records, store: Store, study: str) -> int:
     """The workers of a search that wait or run."""
-    standings, count = JobStatuses(records, store), 0
-    for folder in standings.launches:
+    statuses, count = JobStatuses(records, store), 0
+    for folder in statuses.launches:
         launch = folder.launch()
         if launch.study == study:
-            live = sum(standings.of(folder, job).live for job in standings.jobs(folder) if job.kind == "search")
+            live = sum(statuses.of(folder, job).live for job in statuses.jobs(folder) if job.kind == "search")
             count += min(live, int(launch.settings["workers"]))  # the others are spares
     return count
 

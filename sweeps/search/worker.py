@@ -21,7 +21,7 @@ from sweeps.search import records as search_records
 from sweeps.search.file import Search, folder_of, read
 from sweeps.search.trial import Trial, ensure, make_trial, score
 from sweeps.search.trial_queue import Assignment, Pause, TrialQueue
-from sweeps.state.heartbeat import Heartbeat, Reported, last_line
+from sweeps.state.heartbeat import FollowedProgress, Heartbeat, last_line
 from sweeps.state.records import FAILED, Records
 from sweeps.study.plan import name_of
 
@@ -36,11 +36,11 @@ class SearchWork(Work):
     first: int = 0  # the number of the launch's first worker
     workers: int = 1  # of the launch; those beyond only stand in for dead ones
 
-    def run(self, reporter: Heartbeat) -> None:
+    def run(self, heartbeat: Heartbeat) -> None:
         """Run trials until there are enough, or until other workers have the last ones. Raises Interrupted."""
         if self._needed():
             runner.configure_threads(self.execution)
-            Worker(self, reporter).run()
+            Worker(self, heartbeat).run()
 
     def _needed(self) -> bool:
         states = [self.folder.state(n) for n in range(self.first, self.number)]
@@ -51,12 +51,12 @@ class SearchWork(Work):
 class Worker:
     """All processes of a worker run this together; only the main one speaks with Optuna."""
 
-    def __init__(self, work: SearchWork, reporter: Heartbeat) -> None:
-        self.work, self.reporter = work, reporter
-        store, self.world = CountingStore(work.store, reporter), World.join(work.execution.device)
+    def __init__(self, work: SearchWork, heartbeat: Heartbeat) -> None:
+        self.work, self.heartbeat = work, heartbeat
+        store, self.world = CountingStore(work.store, heartbeat), World.join(work.execution.device)
         self.folder = folder_of(store, work.search)
         self.search = read(self.folder)
-        self.context = Context(store, work.execution, Reported(reporter), self.world)
+        self.context = Context(store, work.execution, FollowedProgress(heartbeat), self.world)
 
     def run(self) -> None:
         """Run trials until there is nothing left for this worker."""
@@ -151,7 +151,7 @@ class Worker:
     def _begin(self, stage: Stage) -> None:
         """Before each stage."""
         self._check_interruption()
-        self.reporter.begin(name_of(stage))
+        self.heartbeat.begin(name_of(stage))
 
 
 def open_book(search: Search, folder: Path, number: int) -> TrialQueue:

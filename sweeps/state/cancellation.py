@@ -16,21 +16,23 @@ class Cancellation:
     left: list[tuple[Submitted, list[str]]] = field(default_factory=list)
 
 
-def find(overview: StudyStatus, chosen: Sequence[Experiment], study: str | None) -> Cancellation:
+def find(study_status: StudyStatus, chosen: Sequence[Experiment], study: str | None) -> Cancellation:
     """The live jobs that the chosen experiments need. Raises UserError for some trials of a search: workers run any.
 
     `study` is the one whose experiments were chosen; the workers of a search have none before its first trial.
     """
     names = {(e.study, e.name) for e in chosen}
-    every = [e for study in overview.records.studies() for e in overview.experiments(study)]
+    every = [e for study in study_status.records.studies() for e in study_status.experiments(study)]
     studies = {e.study for e in chosen} | ({study} if study is not None and not chosen else set())
     # What has been cancelled does not go on, so it needs nothing.
     others = [e for e in every if (e.study, e.name) not in names and e.state != CANCELLED]
-    live = {job.id: job for job in overview.live_jobs()}
-    if overview.silence:
-        raise UserError(overview.silence)
+    live = {job.id: job for job in study_status.live_jobs()}
+    if study_status.silence:
+        raise UserError(study_status.silence)
     found = {
-        job.id: job for job in [*jobs_of(chosen, overview), *_workers(overview, studies, others)] if job.id in live
+        job.id: job
+        for job in [*jobs_of(chosen, study_status), *_workers(study_status, studies, others)]
+        if job.id in live
     }
     users = _users(found, others)
     doomed = found.keys() - users.keys()
@@ -40,11 +42,11 @@ def find(overview: StudyStatus, chosen: Sequence[Experiment], study: str | None)
     return Cancellation([found[n] for n in found if n in doomed], [(found[n], users[n]) for n in found if n in users])
 
 
-def _workers(overview: StudyStatus, studies: Iterable[str], others: Sequence[Experiment]) -> list[Submitted]:
+def _workers(study_status: StudyStatus, studies: Iterable[str], others: Sequence[Experiment]) -> list[Submitted]:
     """The workers of searches all of whose open trials are chosen."""
     found = []
     for study in studies:
-        workers = overview.workers(study)
+        workers = study_status.workers(study)
         if workers and any(e.study == study for e in others):
             raise UserError(f"study={study}: a search ends as a whole: cancel study={study}, without a pattern.")
         found += workers

@@ -106,18 +106,18 @@ class Heartbeat:
         return State(state, now, self.stage, done, total, unit, rate, self._advanced[1], error, host, pid, self.attempt)
 
 
-class Reported(Progress):
-    """Progress lines that the reporter follows."""
+class FollowedProgress(Progress):
+    """Progress lines that the heartbeat follows."""
 
-    def __init__(self, reporter: Heartbeat) -> None:
-        super().__init__(quiet=not reporter.main)
-        self.reporter = reporter
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        super().__init__(quiet=not heartbeat.main)
+        self.heartbeat = heartbeat
 
     @contextmanager
     def line(self, label: str, total: int, unit: str) -> Iterator[Line]:
         """A progress line that ends with the block."""
         with super().line(label, total, unit) as line:
-            self.reporter.follow(line)
+            self.heartbeat.follow(line)
             yield line
 
 

@@ -35,17 +35,17 @@ class JobStatus:
 
 
 class JobStatuses:
-    """The standing of every job of a store at one moment; squeue is asked once, and only if some job may be in it."""
+    """The status of every job of a store at one moment; squeue is asked once, and only if some job may be in it."""
 
     def __init__(
         self,
         records: Records,
         store: Store,
         squeue: Callable[[Iterable[int]], Mapping[str, Queued]] = slurm_cli.squeue,
-        endings: ExitReasons | None = None,
+        exit_reasons: ExitReasons | None = None,
     ) -> None:
         self.records, self.store, self._squeue = records, store, squeue
-        self._endings = endings or ExitReasons()
+        self._exit_reasons = exit_reasons or ExitReasons()
         self._jobs: dict[str, dict[int, JobRecord]] = {}
         self._schedulers: dict[str, bool] = {}
         self._asked = 0.0  # unix seconds at which squeue was
@@ -113,7 +113,7 @@ class JobStatuses:
             return JobStatus(BLOCKED)
         stopped = last is not None and last.state == INTERRUPTED
         said = STOPPED if stopped else VANISHED
-        return JobStatus(*self._endings.of(folder, job, self.jobs(folder), last, said), last=last)
+        return JobStatus(*self._exit_reasons.of(folder, job, self.jobs(folder), last, said), last=last)
 
     def _needed(self, folder: Folder, job: JobRecord) -> list[str]:
         """The stages of the jobs it waited for."""

@@ -25,12 +25,12 @@ def check_kind(name: str | None) -> None:
         raise UserError(f"stage={name}: choose one of {', '.join(VERSIONS)}.{nearest(name, VERSIONS)}")
 
 
-def job_of(experiment: Experiment, overview: StudyStatus, stage: str | None) -> Job | None:
+def job_of(experiment: Experiment, study_status: StudyStatus, stage: str | None) -> Job | None:
     """The newest job of the stage that an experiment is at, or of its last one of a kind; None if there was none."""
     if stage is None and experiment.job is not None:
         return experiment.job.folder, experiment.job.job
     stages = [name for name in reversed(experiment.stages) if stage is None or kind(name) == stage]
-    jobs = [overview.holders(name)[0] for name in stages if overview.holders(name)]
+    jobs = [study_status.holders(name)[0] for name in stages if study_status.holders(name)]
     return next((job for job in jobs if log_files(*job)), next(iter(jobs), None))
 
 
@@ -66,20 +66,20 @@ def follow(folder: Folder, job: JobRecord, store: Store) -> None:
         if not live:
             return
         if time.monotonic() - asked > _ASK:
-            asked, standing = time.monotonic(), JobStatuses(Records(store), store).of(folder, job)
-            live = standing.live
+            asked, status = time.monotonic(), JobStatuses(Records(store), store).of(folder, job)
+            live = status.live
             if not live:
-                print(f"the job is {standing.state}{f': {standing.error}' if standing.error else ''}", flush=True)
+                print(f"the job is {status.state}{f': {status.error}' if status.error else ''}", flush=True)
             elif not shown:
-                print(_nothing(folder, job, standing), flush=True)
+                print(_nothing(folder, job, status), flush=True)
         time.sleep(_POLL)
 
 
-def _nothing(folder: Folder, job: JobRecord, standing: JobStatus) -> str:
+def _nothing(folder: Folder, job: JobRecord, status: JobStatus) -> str:
     if folder.launch().launcher == "inline":
-        return f"job {job.job} of {folder.id} wrote to the terminal of its launch; it is {standing.state}"
-    reason = f" ({standing.reason})" if standing.reason else ""
-    return f"{folder.logs}: no log of job {job.slurm or job.job} yet, it is {standing.state}{reason}"
+        return f"job {job.job} of {folder.id} wrote to the terminal of its launch; it is {status.state}"
+    reason = f" ({status.reason})" if status.reason else ""
+    return f"{folder.logs}: no log of job {job.slurm or job.job} yet, it is {status.state}{reason}"
 
 
 def _last_lines(path: Path) -> str:

@@ -30,21 +30,21 @@ class Removal:
         return sum(self.sizes.values())
 
 
-def find(overview: StudyStatus, chosen: Sequence[Experiment]) -> Removal:
+def find(study_status: StudyStatus, chosen: Sequence[Experiment]) -> Removal:
     """What only the chosen experiments need. Raises UserError while somebody computes some of it."""
     names = {(e.study, e.name) for e in chosen}
-    every = [e for study in overview.records.studies() for e in overview.experiments(study)]
+    every = [e for study in study_status.records.studies() for e in study_status.experiments(study)]
     others = [e for e in every if (e.study, e.name) not in names]
     own = {s for e in chosen for s in e.stages} - {s for e in others for s in e.stages}
-    _check_idle(overview, chosen, own)
-    manifests = dict(_manifests(overview))
+    _check_idle(study_status, chosen, own)
+    manifests = dict(_manifests(study_status))
     gone = own & manifests.keys()
     gone |= _shards(gone, manifests, others)
     kept = _ancestors(manifests.keys() - gone, manifests) & gone
     gone -= kept
-    unfinished = [name for name in map(_unfinished, sorted(own)) if (overview.store.root / name).is_dir()]
+    unfinished = [name for name in map(_unfinished, sorted(own)) if (study_status.store.root / name).is_dir()]
     folders = [*sorted(gone), *unfinished]
-    return Removal({name: _size(overview.store.root / name) for name in folders}, sorted(kept))
+    return Removal({name: _size(study_status.store.root / name) for name in folders}, sorted(kept))
 
 
 def remove(store: Store, removal: Removal) -> None:
@@ -57,11 +57,11 @@ def remove(store: Store, removal: Removal) -> None:
             shutil.rmtree(aside)
 
 
-def _check_idle(overview: StudyStatus, chosen: Sequence[Experiment], own: set[str]) -> None:
-    jobs = [job for job in overview.live_jobs() if not own.isdisjoint(job.job.stages)]
-    if overview.silence:
-        raise UserError(f"Whether jobs still run is not known: {overview.silence}")
-    jobs += [worker for study in {e.study for e in chosen} for worker in overview.workers(study)]
+def _check_idle(study_status: StudyStatus, chosen: Sequence[Experiment], own: set[str]) -> None:
+    jobs = [job for job in study_status.live_jobs() if not own.isdisjoint(job.job.stages)]
+    if study_status.silence:
+        raise UserError(f"Whether jobs still run is not known: {study_status.silence}")
+    jobs += [worker for study in {e.study for e in chosen} for worker in study_status.workers(study)]
     if jobs:
         raise UserError(
             f"{len(jobs)} jobs for these experiments wait or run (the first: {jobs[0].job.name}). Wait for them, or "
@@ -69,15 +69,15 @@ def _check_idle(overview: StudyStatus, chosen: Sequence[Experiment], own: set[st
         )
     for name in own:
         key = name.partition("/")[2]
-        lock = overview.store.root / ".locks" / f"{key}.lock"
+        lock = study_status.store.root / ".locks" / f"{key}.lock"
         if held(lock):
             raise UserError(f"{name} is being computed by another process. Wait for it, or stop it first.")
 
 
-def _manifests(overview: StudyStatus) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in overview.stored:
+def _manifests(study_status: StudyStatus) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in study_status.stored:
         with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged: `find` of the store reports it
-            yield name, json.loads((overview.store.root / name / MANIFEST).read_text())
+            yield name, json.loads((study_status.store.root / name / MANIFEST).read_text())
 
 
 def _shards(gone: set[str], manifests: dict[str, Any], others: Sequence[Experiment]) -> set[str]:

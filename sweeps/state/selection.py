@@ -44,15 +44,15 @@ def check_study(name: str, store: Store) -> None:
         raise UserError(f"study={name}: not launched on {store.root}.{hint} Launched: {known}.")
 
 
-def select(overview: StudyStatus, patterns: Sequence[str], study: str | None) -> list[Experiment]:
+def select(study_status: StudyStatus, patterns: Sequence[str], study: str | None) -> list[Experiment]:
     """The experiments that some pattern matches, all without one. Raises UserError for a pattern without a match.
 
     They are of one study, if it is given, or of all.
     """
     if study is not None:
-        check_study(study, overview.store)
-    studies = [study] if study is not None else overview.records.studies()
-    every = [experiment for name in studies for experiment in overview.experiments(name)]
+        check_study(study, study_status.store)
+    studies = [study] if study is not None else study_status.records.studies()
+    every = [experiment for name in studies for experiment in study_status.experiments(name)]
     for pattern in patterns:
         if not any(matches(e.name, pattern) for e in every):
             if study is None and study_name(pattern) in studies:

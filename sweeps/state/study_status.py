@@ -29,7 +29,7 @@ class Submitted:
 
     folder: Folder
     job: JobRecord
-    standing: JobStatus
+    status: JobStatus
     current: str
 
     @property
@@ -77,9 +77,9 @@ class Experiment:
 class StudyStatus:
     """One moment of a store. squeue is asked once, and only if some job may be in it."""
 
-    def __init__(self, store: Store, endings: ExitReasons | None = None) -> None:
+    def __init__(self, store: Store, exit_reasons: ExitReasons | None = None) -> None:
         self.store, self.records = store, Records(store)
-        self.standings = JobStatuses(self.records, store, self._squeue, endings)
+        self.statuses = JobStatuses(self.records, store, self._squeue, exit_reasons)
         self.stored = {f"{kind}/{key}" for kind in VERSIONS for key in store.keys(kind)}
         self.silence = ""  # what squeue said if it did not answer: states of Slurm's jobs are then unknown
         self._workers: dict[str, list[Submitted]] = {}
@@ -95,7 +95,7 @@ class StudyStatus:
         """The newest job that holds a missing stage: a live one, if there is one."""
         if stage not in self._newest:
             found = [self._look(folder, job) for folder, job in self.holders(stage)]
-            live = next((submitted for submitted in found if submitted.standing.state in LIVE), None)
+            live = next((submitted for submitted in found if submitted.status.state in LIVE), None)
             self._newest[stage] = live or next(iter(found), None)
         return self._newest[stage]
 
@@ -106,9 +106,9 @@ class StudyStatus:
         submitted = self.submitted(stage)
         if submitted is None:
             return PLANNED
-        if submitted.standing.state == DONE:  # just now, or removed since
+        if submitted.status.state == DONE:  # just now, or removed since
             return DONE if (self.store.root / stage / MANIFEST).is_file() else PLANNED
-        state = submitted.standing.state
+        state = submitted.status.state
         if state == BLOCKED:
             return CANCELLED
         if state in (QUEUED, CANCELLED) or stage == submitted.current:
@@ -117,22 +117,22 @@ class StudyStatus:
 
     def live_jobs(self) -> list[Submitted]:
         """Every job of the store that waits or runs, whatever it is for."""
-        jobs = [(folder, job) for folder in self.standings.launches for job in self.standings.jobs(folder)]
+        jobs = [(folder, job) for folder in self.statuses.launches for job in self.statuses.jobs(folder)]
         open_jobs = [(f, j) for f, j in jobs if not self.stored.issuperset(j.stages)]
-        return [found for found in (self._look(f, j) for f, j in open_jobs) if found.standing.state in LIVE]
+        return [found for found in (self._look(f, j) for f, j in open_jobs) if found.status.state in LIVE]
 
     def workers(self, study: str) -> list[Submitted]:
         """The workers of a search that wait or run; none for any other study."""
         if study not in self._workers:
-            own = [folder for folder in self.standings.launches if folder.launch().study == study]
-            jobs = [(f, j) for f in own for j in self.standings.jobs(f) if j.kind == SEARCH]
-            self._workers[study] = [w for w in (self._look(f, j) for f, j in jobs) if w.standing.state in LIVE]
+            own = [folder for folder in self.statuses.launches if folder.launch().study == study]
+            jobs = [(f, j) for f in own for j in self.statuses.jobs(f) if j.kind == SEARCH]
+            self._workers[study] = [w for w in (self._look(f, j) for f, j in jobs) if w.status.state in LIVE]
         return self._workers[study]
 
     def is_search(self, study: str) -> bool:
         """Whether the study's experiments are trials, which workers take up."""
-        launches = (folder for folder in self.standings.launches if folder.launch().study == study)
-        return any(job.kind == SEARCH for folder in launches for job in self.standings.jobs(folder))
+        launches = (folder for folder in self.statuses.launches if folder.launch().study == study)
+        return any(job.kind == SEARCH for folder in launches for job in self.statuses.jobs(folder))
 
     def holders(self, stage: str) -> list[tuple[Folder, JobRecord]]:
         """The jobs that hold a stage, the newest first."""
@@ -152,7 +152,7 @@ class StudyStatus:
         # Evaluations run beside what the experiment waits for.
         stage = next((s for s in here if kind(s) != "evaluate"), next(iter(here), ""))
         job = self.submitted(stage) if stage else None
-        return state, stage, job, job.standing.error if job and state in (FAILED, CANCELLED) else ""
+        return state, stage, job, job.status.error if job and state in (FAILED, CANCELLED) else ""
 
     def _trial(
         self, study: str, point: Mapping[str, Any], missing: Sequence[str]
@@ -170,14 +170,14 @@ class StudyStatus:
         if worker is None:
             others = bool(self.workers(study))
             return PREEMPTED if others else CANCELLED, after, None, "" if others else _NO_WORKER
-        at = worker.standing.last.stage if worker.standing.last else ""
-        return worker.standing.state, at if at in point["stages"] else after, worker, ""
+        at = worker.status.last.stage if worker.status.last else ""
+        return worker.status.state, at if at in point["stages"] else after, worker, ""
 
     @cached_property
     def _holders(self) -> dict[str, list[tuple[Folder, JobRecord]]]:
         holders: dict[str, list[tuple[Folder, JobRecord]]] = {}
-        for folder in reversed(self.standings.launches):
-            for job in self.standings.jobs(folder):
+        for folder in reversed(self.statuses.launches):
+            for job in self.statuses.jobs(folder):
                 for stage in job.stages:
                     holders.setdefault(stage, []).append((folder, job))
         return holders
@@ -185,18 +185,18 @@ class StudyStatus:
     def _look(self, folder: Folder, job: JobRecord) -> Submitted:
         key = (folder.id, job.job)
         if key not in self._submitted:
-            standing = self._standing(folder, job)
+            status = self._job_status(folder, job)
             missing = [stage for stage in job.stages if stage not in self.stored]
-            last = standing.last.stage if standing.last else ""
+            last = status.last.stage if status.last else ""
             current = last if last in missing else next(iter(missing), "")
-            self._submitted[key] = Submitted(folder, job, standing, current)
+            self._submitted[key] = Submitted(folder, job, status, current)
         return self._submitted[key]
 
-    def _standing(self, folder: Folder, job: JobRecord) -> JobStatus:
-        standing = self.standings.of(folder, job)
-        if self.silence and job.slurm and not _ended(standing):
-            return JobStatus(UNKNOWN, last=standing.last or folder.state(job.job))
-        return JobStatus(BLOCKED, _NEVER_BEGAN) if standing.state == BLOCKED else standing
+    def _job_status(self, folder: Folder, job: JobRecord) -> JobStatus:
+        status = self.statuses.of(folder, job)
+        if self.silence and job.slurm and not _ended(status):
+            return JobStatus(UNKNOWN, last=status.last or folder.state(job.job))
+        return JobStatus(BLOCKED, _NEVER_BEGAN) if status.state == BLOCKED else status
 
     def _squeue(self, users: Iterable[int]) -> Mapping[str, Queued]:
         try:
@@ -206,9 +206,9 @@ class StudyStatus:
             return {}
 
 
-def _ended(standing: JobStatus) -> bool:
+def _ended(status: JobStatus) -> bool:
     """Whether the job itself has said so."""
-    return standing.last is not None and standing.last.state in ENDED
+    return status.last is not None and status.last.state in ENDED
 
 
 def kind(stage: str) -> str:
@@ -216,7 +216,7 @@ def kind(stage: str) -> str:
     return stage.partition("/")[0]
 
 
-def jobs_of(experiments: Sequence[Experiment], overview: StudyStatus) -> list[Submitted]:
+def jobs_of(experiments: Sequence[Experiment], study_status: StudyStatus) -> list[Submitted]:
     """The distinct newest jobs of the experiments' missing stages."""
-    found = (overview.submitted(stage) for experiment in experiments for stage in experiment.missing)
+    found = (study_status.submitted(stage) for experiment in experiments for stage in experiment.missing)
     return list({submitted.id: submitted for submitted in found if submitted is not None}.values())

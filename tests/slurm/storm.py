@@ -154,8 +154,8 @@ class Storm:
     # --- what there is
 
     def jobs(self) -> list[Found]:
-        standings = JobStatuses(self.records, self.store)
-        return [(f, job, standings.of(f, job)) for f in self.records.launches() for job in f.jobs()]
+        statuses = JobStatuses(self.records, self.store)
+        return [(f, job, statuses.of(f, job)) for f in self.records.launches() for job in f.jobs()]
 
     def live(self) -> list[Found]:
         return [found for found in self.jobs() if found[2].live]
@@ -166,15 +166,15 @@ class Storm:
 
     def going_on(self) -> bool:
         """Whether some job is in the middle of a stage."""
-        return any(standing.last and standing.last.stage for _, _, standing in self.running())
+        return any(status.last and status.last.stage for _, _, status in self.running())
 
     def some(self) -> tuple[JobRecord, State]:
         """A running job."""
         found: list[Found] = []
         self.until(lambda: found.extend(f for f in self.running() if alive(f[2].last.pid)) or found, "a running job")
-        _, job, standing = self.dice.choice(found)
-        assert standing.last
-        return job, standing.last
+        _, job, status = self.dice.choice(found)
+        assert status.last
+        return job, status.last
 
     def node(self) -> int:
         """One that runs a job."""
@@ -275,7 +275,7 @@ def main() -> None:
         storm.run(rounds=2)
         counts = storm.completions()
         print(f"{len(counts)} stages completed, none twice: {set(counts.values()) == {1}}")
-        print(Counter(standing.state for _, _, standing in storm.jobs()))
+        print(Counter(status.state for _, _, status in storm.jobs()))
 
 
 if __name__ == "__main__":

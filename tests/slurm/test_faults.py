@@ -61,7 +61,7 @@ def job(store: Store, number: int = 0) -> JobRecord:
     return next(job for job in Records(store).launches()[-1].jobs() if job.job == number)
 
 
-def standing(store: Store, number: int = 0) -> JobStatus:
+def status(store: Store, number: int = 0) -> JobStatus:
     """How it stands."""
     records = Records(store)
     return JobStatuses(records, store).of(records.launches()[-1], job(store, number))
@@ -91,14 +91,14 @@ def goes_on(store: Store, before: int) -> None:
 
     def gets_on() -> bool:
         seen.add(steps(store) or before)  # none: it has finished
-        return said(store).attempt == 1 and (max(seen) > before or standing(store).state == DONE)
+        return said(store).attempt == 1 and (max(seen) > before or status(store).state == DONE)
 
     wait_for(gets_on, "the next run to go on")
     assert min(seen) >= before
 
 
 def finish(store: Store, undisturbed: Files) -> None:
-    wait_for(lambda: standing(store).state == DONE, "the end")
+    wait_for(lambda: status(store).state == DONE, "the end")
     assert files(store) == undisturbed
 
 
@@ -119,10 +119,10 @@ def test_a_job_that_is_told_to_stop_goes_on_as_often_as_needed(
         before = at_step(store)
         cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
         wait_for(lambda: said(store).state == INTERRUPTED, "the checkpoint")
-        assert standing(store).state in (RUNNING, PREEMPTED), "it waits, or still leaves"
+        assert status(store).state in (RUNNING, PREEMPTED), "it waits, or still leaves"
         assert steps(store) >= before
         cluster.wait(str(job(store).slurm), "PENDING")
-        assert standing(store).state == PREEMPTED
+        assert status(store).state == PREEMPTED
         assert launch(Request(plan), slurm(), store).jobs == [], "it is as good as queued"
         skip_the_wait(cluster, store)
         wait_for(lambda n=restarts: said(store).attempt == n + 1, "the next run")
@@ -139,7 +139,7 @@ def test_processes_of_several_nodes_stop_and_go_on_together(cluster: Cluster, tm
     assert steps(store) >= before
     skip_the_wait(cluster, store)
     goes_on(store, before)
-    wait_for(lambda: standing(store).state == DONE, "the end")
+    wait_for(lambda: status(store).state == DONE, "the end")
     assert len(re.findall(r"INFO iris: start sft", log(store))) == 2 * 2
     (manifest,) = (json.loads(path.read_text()) for path in store.root.glob("sft/*/manifest.json"))
     assert manifest["cost"]["processes"] == 2 and manifest["results"]["steps"] == 100
@@ -151,7 +151,7 @@ def test_preemption_without_notice(cluster: Cluster, tmp_path: Path, undisturbed
     before = at_step(store)
     other = cluster.submit(":", "--nodelist=node1", "--partition=high", "--exclusive")
     cluster.wait(other, "COMPLETED")
-    wait_for(lambda: standing(store).state == PREEMPTED, "the preempted job to wait")
+    wait_for(lambda: status(store).state == PREEMPTED, "the preempted job to wait")
     assert said(store).state == INTERRUPTED, "SIGTERM came first, and there was time for a checkpoint"
     assert log(store).count("Job is pending execution") < 2, "it has left, and not asked for what Slurm had done"
     skip_the_wait(cluster, store)
@@ -209,9 +209,9 @@ def test_what_never_gets_on_fails_in_the_end(tmp_path: Path) -> None:
             signal.signal(signal.SIGUSR2, lambda *_: os._exit(0))  # in place of submitit's handler, which requeues
             try:
                 work = Work(str(tmp_path), "launch", 0, (), Execution(), str(tmp_path))
-                with work.reporter(run) as reporter:
-                    reporter.begin("evaluate/some-key")
-                    Requeue(SlurmJob(work, minutes=0, notice=1, fruitless=run - 1), reporter).announce()
+                with work.heartbeat(run) as heartbeat:
+                    heartbeat.begin("evaluate/some-key")
+                    Requeue(SlurmJob(work, minutes=0, notice=1, fruitless=run - 1), heartbeat).announce()
                     time.sleep(300)
             finally:
                 os._exit(3)
@@ -232,9 +232,9 @@ def test_a_killed_task_has_failed_and_goes_on_when_asked(cluster: Cluster, tmp_p
     launch(Request(plan), slurm(PARTED), store)
     before = at_step(store)
     os.kill(said(store).pid, signal.SIGKILL)
-    wait_for(lambda: standing(store).state == FAILED, "the end of the job")
-    assert standing(store).error.startswith(VANISHED)
-    wait_for(lambda: standing(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
+    wait_for(lambda: status(store).state == FAILED, "the end of the job")
+    assert status(store).error.startswith(VANISHED)
+    wait_for(lambda: status(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
     assert waiting_or_running(cluster) == set()
 
     report = launch(Request(plan), slurm(PARTED), store)
@@ -242,7 +242,7 @@ def test_a_killed_task_has_failed_and_goes_on_when_asked(cluster: Cluster, tmp_p
     assert report.found.failed.keys() == {n for n in plan.stages if n.startswith("sft/")}
     assert len(launch(Request(plan, retry=True), slurm(PARTED), store).jobs) == 2
     wait_for(lambda: steps(store) > before and "start sft" in log(store), "the next run to go on where it was")
-    wait_for(lambda: standing(store, 1).state == DONE, "the end")
+    wait_for(lambda: status(store, 1).state == DONE, "the end")
     wait_for(lambda: not waiting_or_running(cluster), "the last process to leave")
 
 
@@ -255,8 +255,8 @@ def test_scancel_from_outside(cluster: Cluster, tmp_path: Path, undisturbed: Fil
     launch(Request(plan), slurm(), store)
     before = at_step(store)
     cluster.run("scancel", str(job(store).slurm))
-    wait_for(lambda: not standing(store).live, "the end of the job")
-    assert standing(store).state == CANCELLED and said(store).state == INTERRUPTED and steps(store) >= before
+    wait_for(lambda: not status(store).live, "the end of the job")
+    assert status(store).state == CANCELLED and said(store).state == INTERRUPTED and steps(store) >= before
     assert len(launch(Request(plan), slurm(), store).jobs) == 1, "as good as never submitted"
     finish(store, undisturbed)
 
@@ -264,9 +264,9 @@ def test_scancel_from_outside(cluster: Cluster, tmp_path: Path, undisturbed: Fil
 def test_a_job_that_dies_before_it_begins(cluster: Cluster, tmp_path: Path) -> None:
     plan, store = slow_plan(tmp_path, **CHAIN)
     launch(Request(plan), slurm(PARTED, "setup=['echo the module is not there >&2', 'exit 3']"), store)
-    wait_for(lambda: standing(store).state == FAILED, "the end of the job")
-    assert standing(store).error == f"{VANISHED} (the module is not there)"
-    wait_for(lambda: standing(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
+    wait_for(lambda: status(store).state == FAILED, "the end of the job")
+    assert status(store).error == f"{VANISHED} (the module is not there)"
+    wait_for(lambda: status(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
     assert launch(Request(plan), slurm(PARTED), store).jobs == []
 
 
@@ -275,8 +275,8 @@ def test_a_full_store_is_said_and_the_rest_is_kept(cluster: Cluster, tmp_path: P
     launch(Request(plan), slurm(), store)
     before = at_step(store)
     resource.prlimit(said(store).pid, resource.RLIMIT_FSIZE, (2000, 2000))  # a stand-in for the end of the disk
-    wait_for(lambda: standing(store).state == FAILED, "the end of the job")
-    assert re.match(r"The store .* (takes no file of this size|is full)", standing(store).error)  # torch says less
+    wait_for(lambda: status(store).state == FAILED, "the end of the job")
+    assert re.match(r"The store .* (takes no file of this size|is full)", status(store).error)  # torch says less
     kept = files(store)
     assert {kind for kind, _ in kept} == {"base", "data"} and steps(store) >= before
     launch(Request(plan, retry=True), slurm(), store)
@@ -290,10 +290,10 @@ def test_a_node_that_crashes(start_cluster: StartCluster, tmp_path: Path, undist
     before = at_step(store)
     node = cluster.at(str(job(store).slurm))
     cluster.kill_node(node)
-    assert standing(store).state == RUNNING, "Slurm does not know yet"
+    assert status(store).state == RUNNING, "Slurm does not know yet"
     cluster.down(node)  # as when it notices
     cluster.wait(str(job(store).slurm), "PENDING")
-    assert (standing(store).state, said(store).state) == (PREEMPTED, RUNNING), "it could not say"
+    assert (status(store).state, said(store).state) == (PREEMPTED, RUNNING), "it could not say"
     skip_the_wait(cluster, store)
     goes_on(store, before)
     finish(store, undisturbed)
@@ -321,7 +321,7 @@ def test_a_job_that_slurm_has_forgotten(start_cluster: StartCluster, tmp_path: P
     launch(Request(plan), slurm("resources.sbatch.hold=true"), store)
     cluster.rewind_controller(before)  # as if it had died before it wrote the job down
     assert job(store).slurm not in cluster.jobs()
-    assert not standing(store).live
+    assert not status(store).live
     assert len(launch(Request(plan), slurm(), store).jobs) == 1, "it never began"
     finish(store, undisturbed)
 

@@ -37,7 +37,7 @@ def slurm(*changes: str) -> Launcher:
     return load_launcher("slurm", ["resources.cpus=1", *changes])
 
 
-def standings(store: Store) -> list[str]:
+def statuses(store: Store) -> list[str]:
     """How the jobs of all launches stand."""
     records = Records(store)
     found = JobStatuses(records, store)
@@ -45,7 +45,7 @@ def standings(store: Store) -> list[str]:
 
 
 def ended(store: Store) -> bool:
-    return not {"queued", "running", "preempted", "stalled"} & set(standings(store))
+    return not {"queued", "running", "preempted", "stalled"} & set(statuses(store))
 
 
 def errors(folder: Folder) -> dict[str, str]:
@@ -61,13 +61,13 @@ def test_a_study_runs_and_gives_the_files_of_a_run_in_this_process(cluster: Clus
     assert [jobs[n].needs for n in range(7)] == [[], [0], [0], [0], [0], [3], [4]]
     arrays = Counter(str(job.slurm).partition("_")[0] for job in jobs.values())
     assert sorted(arrays.values()) == [1, 2, 2, 2], "one shared job, its two evaluations, two iterations, theirs"
-    assert standings(store) == ["queued"] * 7
+    assert statuses(store) == ["queued"] * 7
 
     twice = launch(Request(plan), slurm(), store)
     assert twice.jobs == [] and twice.folder is None and len(twice.found.live) == 12
     cluster.run("scontrol", "release", ",".join(cluster.jobs()))
     wait_for(lambda: ended(store), "the study", 900)
-    assert standings(store) == [DONE] * 7, errors(report.folder)
+    assert statuses(store) == [DONE] * 7, errors(report.folder)
     assert launch(Request(plan), slurm(), store).cached == 12
     wait_for(lambda: not cluster.run("squeue", "-h"), "the last processes to leave")
 
@@ -83,7 +83,7 @@ def test_two_nodes_of_two_gpus_train_together(cluster: Cluster, tmp_path: Path) 
     (job,) = Records(store).launches()[0].jobs()
     wait_for(lambda: cluster.jobs()[str(job.slurm)].node == "node[1-2]", "two nodes")
     wait_for(lambda: ended(store), "the job")
-    assert standings(store) == [DONE], errors(Records(store).launches()[0])
+    assert statuses(store) == [DONE], errors(Records(store).launches()[0])
     for kind in ("sft", "train", "score", "generate"):
         for path in store.root.glob(f"{kind}/*/manifest.json"):
             shard = re.search(r"-\d{4}-", path.parent.name)
@@ -242,8 +242,8 @@ def test_an_edit_after_the_launch_does_not_reach_its_jobs(cluster: Cluster, tmp_
     store = Store(tmp_path / "store")
     (folder,) = Records(store).launches()
     cluster.run("scontrol", "release", str(folder.jobs()[0].slurm))
-    wait_for(lambda: folder.state(0) and standings(store)[0] != RUNNING, "the job")
-    assert standings(store)[0] == DONE, errors(folder)
+    wait_for(lambda: folder.state(0) and statuses(store)[0] != RUNNING, "the job")
+    assert statuses(store)[0] == DONE, errors(folder)
     (manifest,) = (json.loads(path.read_text()) for path in store.root.glob("sft/*/manifest.json"))
     assert manifest["provenance"]["code"] == json.loads((Path(folder.launch().code) / "iris/code.json").read_text())
     assert Path(folder.launch().code).parent == store.root / ".sweeps" / "code"
@@ -256,7 +256,7 @@ def test_a_failure_in_an_array_stops_only_what_needs_it(cluster: Cluster, tmp_pa
     (folder,) = Records(store).launches()
     assert len({str(job.slurm).partition("_")[0] for job in folder.jobs()}) == 3, "an array for each iteration"
     wait_for(lambda: ended(store), "the study", 900)
-    found = dict(zip([job.name for job in folder.jobs()], standings(store), strict=True))
+    found = dict(zip([job.name for job in folder.jobs()], statuses(store), strict=True))
     name = "sums-20-tiny-s0"
     assert found == {
         f"{name}-sft": DONE,
@@ -280,4 +280,4 @@ def test_no_more_jobs_at_once_than_allowed(cluster: Cluster, tmp_path: Path) -> 
     while not ended(store):
         most = max(most, len([job for job in cluster.jobs().values() if job.state == "RUNNING"]))
         time.sleep(0.2)
-    assert most == 2 and set(standings(store)) == {DONE}
+    assert most == 2 and set(statuses(store)) == {DONE}

@@ -30,8 +30,8 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 def live(path: Path) -> int:
     """Jobs of the search that wait or run."""
     records = Records(begun(path).store)
-    standings = JobStatuses(records, begun(path).store)
-    return sum(standings.of(folder, job).live for folder in records.launches() for job in folder.jobs())
+    statuses = JobStatuses(records, begun(path).store)
+    return sum(statuses.of(folder, job).live for folder in records.launches() for job in folder.jobs())
 
 
 def workers(folder: Folder) -> list[int]:
@@ -63,8 +63,8 @@ def test_a_search_loses_workers_and_no_trial(
             time.sleep(1)
     assert kills == 8
     records = Records(begun(path).store)
-    standings = [JobStatuses(records, begun(path).store).of(folder, job) for job in folder.jobs()]
-    assert [s.state for s in standings].count(FAILED) == 8, "the dead do not count as done"
+    statuses = [JobStatuses(records, begun(path).store).of(folder, job) for job in folder.jobs()]
+    assert [s.state for s in statuses].count(FAILED) == 8, "the dead do not count as done"
 
     trials = begun(path).study().trials
     counted = [trial for trial in trials if valid(trial)]

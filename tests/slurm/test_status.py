@@ -24,15 +24,15 @@ JOB = """\
 import os, sys, time
 from pathlib import Path
 from iris.store import Store
-from sweeps import reporter
-from sweeps.records import Folder
+from sweeps.state import heartbeat
+from sweeps.state.records import Folder
 
-reporter._SECONDS = 0.1
+heartbeat._SECONDS = 0.1
 folder, number, stages, work = Folder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3].split(), sys.argv[4]
 store = Store(folder.path.parents[2])
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-with reporter.Heartbeat(folder, number, attempt=attempt) as reports:
-    progress = reporter.Reported(reports)
+with heartbeat.Heartbeat(folder, number, attempt=attempt) as reports:
+    progress = heartbeat.FollowedProgress(reports)
     for stage in stages:
         reports.begin(stage)
         with progress.line(stage, 4, "steps") as line:

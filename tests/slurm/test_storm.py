@@ -24,7 +24,7 @@ def test_a_study_in_a_storm(start_cluster: Callable[..., Cluster], tmp_path: Pat
     storm = Storm(cluster, Store(tmp_path / "store"), words)
     storm.run()
     assert set(storm.completions().values()) == {1}, "each stage was completed once"
-    assert not {standing.state for _, _, standing in storm.jobs()}.intersection(LIVE)
+    assert not {status.state for _, _, status in storm.jobs()}.intersection(LIVE)
 
     other = {"store": str(tmp_path / "other"), "output": str(tmp_path / "other")}
     plan, _ = tiny_plan(tmp_path, grid=GRID, base=SLOW | other)

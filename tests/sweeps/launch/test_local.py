@@ -39,8 +39,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 900.0) -> None:  
 def finished(store: Store) -> bool:
     """Whether no job of any launch waits or runs."""
     records = Records(store)
-    standings = JobStatuses(records, store)
-    return not any(standings.of(folder, job).live for folder in records.launches() for job in folder.jobs())
+    statuses = JobStatuses(records, store)
+    return not any(statuses.of(folder, job).live for folder in records.launches() for job in folder.jobs())
 
 
 def run(request: Request, launcher: Launcher, store: Store) -> Report:
@@ -55,7 +55,7 @@ def states(folder: Folder) -> list[str]:
     return [state.state if state else "" for state in found]
 
 
-def standing(store: Store, job: int = 0) -> str:
+def status(store: Store, job: int = 0) -> str:
     """How a job of the newest launch stands."""
     records = Records(store)
     folder = records.launches()[-1]
@@ -159,7 +159,7 @@ def test_what_failed_is_left_alone_until_asked_for(tmp_path: Path) -> None:
     again = launch(Request(plan), INLINE, store)
     assert [job.main.name for job in again.jobs] == ["tiny"], "the evaluation of the base, which is there"
     assert {name.partition("/")[0] for name in again.found.failed} == {"data", "sft", "generate", "score"}
-    assert {standing.error for standing in again.found.failed.values()} == {error}
+    assert {status.error for status in again.found.failed.values()} == {error}
     assert {name.partition("/")[0] for name in again.found.behind} == {"train", "evaluate"}
 
     retried = launch(Request(plan, retry=True), INLINE, store)
@@ -245,9 +245,9 @@ def test_a_killed_job_has_failed_and_goes_on_where_it_was(tmp_path: Path) -> Non
     plan, store = tiny_plan(tmp_path, without=["evaluate"], base=SLOW | {"method": "sft", "iterations": 0})
     launch(Request(plan), LOCAL, store)
     wait_for(lambda: steps(store) > 5)
-    assert standing(store) == RUNNING
+    assert status(store) == RUNNING
     os.kill(said(store).pid, signal.SIGKILL)
-    wait_for(lambda: standing(store) == FAILED)
+    wait_for(lambda: status(store) == FAILED)
     assert said(store).error == "killed by SIGKILL"
     before = steps(store)
     assert launch(Request(plan), LOCAL, store).jobs == []
@@ -258,7 +258,7 @@ def test_a_killed_job_has_failed_and_goes_on_where_it_was(tmp_path: Path) -> Non
     (folder, job) = (Records(store).launches()[-1], 0)
     cancel([(folder, folder.jobs()[job])])
     wait_for(lambda: not folder.held("0") and not folder.held("scheduler"))
-    assert standing(store) == CANCELLED
+    assert status(store) == CANCELLED
     kept = steps(store)
     assert len(launch(Request(plan), LOCAL, store).jobs) == 1, "what was cancelled is submitted again"
     wait_for(lambda: steps(store) > kept)
@@ -288,10 +288,10 @@ def test_a_killed_launch_in_this_process(tmp_path: Path) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=launch, args=(Request(plan), INLINE, store))
     process.start()
     wait_for(lambda: steps(store) > 5)
-    assert standing(store) == RUNNING
+    assert status(store) == RUNNING
     assert launch(Request(plan), INLINE, store).found.live
     process.kill()
     process.join()
-    assert standing(store) == FAILED and said(store).state == RUNNING
+    assert status(store) == FAILED and said(store).state == RUNNING
     (error,) = {s.error for s in launch(Request(plan), INLINE, store).found.failed.values()}
     assert error == VANISHED

@@ -102,17 +102,17 @@ def test_a_worker_that_is_told_to_stop_leaves_its_trial_to_the_next(tmp_path: Pa
     path = write_search(tmp_path, trials=2)
     crew = one_worker(path)
     folder, work = crew.folder, crew.worker(0)
-    reporter, stops = work.reporter(), []
+    heartbeat, stops = work.heartbeat(), []
 
     def begin(stage: str) -> None:
         if stage.startswith("train") and not stops:
             stops.append(stage)
             interruption.request()
 
-    reporter.begin = begin  # type: ignore[method-assign]
+    heartbeat.begin = begin  # type: ignore[method-assign]
     try:
-        with pytest.raises(Interrupted), reporter:
-            work.run(reporter)
+        with pytest.raises(Interrupted), heartbeat:
+            work.run(heartbeat)
     finally:
         interruption.clear()
     state = folder.state(0)
@@ -134,8 +134,8 @@ from sweeps.search_worker import SearchWork
 store, launch, output = sys.argv[1:]
 execution = compose.load(["method=iris", "execution.device=cpu"]).execution  # with its tracker
 work = SearchWork(store, launch, 0, (), execution, output, "mine")
-with work.reporter() as reporter:
-    work.run(reporter)
+with work.heartbeat() as heartbeat:
+    work.run(heartbeat)
 """
 
 
@@ -170,6 +170,6 @@ def test_workers_that_live_are_not_started_again(tmp_path: Path, capsys: pytest.
     assert len(Records(begun(path).store).launches()) == 1
     records = Records(begun(path).store)
     (folder,) = records.launches()
-    standings = JobStatuses(records, begun(path).store)
-    assert not any(standings.of(folder, job).live for job in folder.jobs())
+    statuses = JobStatuses(records, begun(path).store)
+    assert not any(statuses.of(folder, job).live for job in folder.jobs())
     assert len([t for t in begun(path).study().trials if valid(t)]) == 3

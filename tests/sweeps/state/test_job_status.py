@@ -33,8 +33,8 @@ def asked(hand: ByHand, jobs: Mapping[str, str], before: Happening, after: Happe
     return JobStatuses(hand.records, hand.store, squeue)
 
 
-def stands(standings: JobStatuses, folder: Folder, n: int = 0) -> JobStatus:
-    return standings.of(folder, next(job for job in folder.jobs() if job.job == n))
+def stands(statuses: JobStatuses, folder: Folder, n: int = 0) -> JobStatus:
+    return statuses.of(folder, next(job for job in folder.jobs() if job.job == n))
 
 
 def nothing() -> None:
@@ -65,9 +65,9 @@ def test_a_job_that_is_submitted_after_the_look_at_the_queue_is_none_that_has_le
     hand: ByHand, folder: Folder
 ) -> None:
     late = JobRecord(1, "late", "train", ["train/t"], [], [], [], "8")
-    standings = asked(hand, {"7": "PENDING"}, nothing, lambda: folder.add_jobs([late]))
-    assert stands(standings, folder).state == "queued"
-    assert [job.job for job in standings.jobs(folder)] == [0], "it is not there yet"
+    statuses = asked(hand, {"7": "PENDING"}, nothing, lambda: folder.add_jobs([late]))
+    assert stands(statuses, folder).state == "queued"
+    assert [job.job for job in statuses.jobs(folder)] == [0], "it is not there yet"
 
 
 def test_jobs_are_queued_while_their_scheduler_starts(hand: ByHand) -> None:
