@@ -18,7 +18,8 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from iris.config import Execution
-from iris.sampling.rollouts import Request, Sampling, SlotEngine
+from iris.sampling.engine import Request, Sampling
+from iris.sampling.slots import SlotEngine
 from measure import Meter, options
 from workload import PAD, device, model, rows
 
@@ -52,7 +53,7 @@ class _Imposed(SlotEngine):
 
 
 def slots(policy: PreTrainedModel) -> Callable[[Sequence[Task]], int]:
-    """`iris.sampling.rollouts.SlotEngine`, as the `generate` stage runs it."""
+    """`iris.sampling.slots.SlotEngine`, as the `generate` stage runs it."""
     engine = _Imposed(policy, [], Execution().slots)
 
     def run(work: Sequence[Task]) -> int:

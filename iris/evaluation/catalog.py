@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from iris.errors import UserError, nearest
-from iris.evaluation import task_needs
+from iris.evaluation import requirements
 
 PACKAGED = Path(__file__).parent / "tasks"
 # A top-level key that names something, its value, and the list items below it.
@@ -68,10 +68,10 @@ def select(names: Sequence[str], include: Sequence[Path] = ()) -> Selection:
     for name in names:
         _add(selection, name, local, "")
     for folder in sorted(selection.harness):
-        task_needs.check_modules(folder.relative_to(_harness_folder()).as_posix())
+        requirements.check_modules(folder.relative_to(_harness_folder()).as_posix())
     for definition in selection.tasks:
         _check_data(definition, [PACKAGED, *include])
-        task_needs.check_task(definition.name, definition.config)
+        requirements.check_task(definition.name, definition.config)
     return selection
 
 

@@ -22,7 +22,7 @@ from iris.execution.world import World
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from iris.sampling.rollouts import Engine
+    from iris.sampling.engine import Engine
 
 __all__ = ["Scores", "check_tasks", "evaluate", "known_tasks", "prompt_hashes"]
 
@@ -79,8 +79,8 @@ def evaluate(
     selection, names = select(tasks, include), list(dict.fromkeys(tasks))
     from lm_eval.evaluator import evaluate as run
 
-    from iris.evaluation.harness_model import HarnessModel
-    from iris.evaluation.task_objects import Tasks
+    from iris.evaluation.lm import PolicyLM
+    from iris.evaluation.task_manager import Tasks
 
     with _restored(model), _quiet() as warnings, tempfile.TemporaryDirectory() as cache:
         manager = Tasks(selection, include, seed, Path(cache))
@@ -88,7 +88,7 @@ def evaluate(
         if share is not None:
             for task in loaded["tasks"].values():
                 restrict(task, share, limit)
-        lm = HarnessModel(
+        lm = PolicyLM(
             model,
             copy.deepcopy(tokenizer),  # HFLM may give it a padding token
             engine or _slots(model, tokenizer),
@@ -136,7 +136,7 @@ def _check(tokenizer: Any, limit: int | None, num_fewshot: int | None, chat_temp
 
 def _slots(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Engine":
     from iris.model.text import eos_token_ids
-    from iris.sampling.rollouts import SlotEngine
+    from iris.sampling.slots import SlotEngine
 
     return SlotEngine(model, eos_token_ids(model.generation_config, tokenizer))
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from iris.errors import UserError
 from iris.model.policy import read_config
-from iris.sampling.rollouts import Request, Rollout, Sampling, check_prompts, quiet
+from iris.sampling.engine import Request, Rollout, Sampling, check_prompts, quiet
 
 
 class VllmEngine:
@@ -38,7 +38,7 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] = quiet
     ) -> list[list[Rollout]]:
-        """See `iris.sampling.rollouts.Engine.generate`; progress is told once, at the end."""
+        """See `iris.sampling.engine.Engine.generate`; progress is told once, at the end."""
         check_prompts(requests)
         order = sorted(range(len(requests)), key=lambda index: -requests[index].hint)
         outputs = self._llm.generate(

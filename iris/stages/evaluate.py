@@ -12,7 +12,7 @@ from iris.execution.runner import Context
 from iris.model.policy import load_policy
 from iris.model.text import eos_token_ids, load_tokenizer
 from iris.plan import SHARE, Stage, base_of, part
-from iris.sampling.rollouts import SlotEngine
+from iris.sampling.slots import SlotEngine
 from iris.store import Artifact, Claim
 
 

@@ -9,7 +9,8 @@ from iris.execution.runner import Context
 from iris.model.policy import load_policy, model_folder
 from iris.model.text import eos_token_ids, load_tokenizer
 from iris.plan import Stage, base_of
-from iris.sampling.rollouts import Engine, Request, Sampling, SlotEngine
+from iris.sampling.engine import Engine, Request, Sampling
+from iris.sampling.slots import SlotEngine
 from iris.sampling.vllm_engine import VllmEngine, generation_config
 from iris.stages.responses import write_responses
 from iris.stages.shards import Advance, lazily, run_shards

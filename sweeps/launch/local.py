@@ -193,7 +193,7 @@ class Scheduler:
 def _imports(tasks: Sequence[Task]) -> list[str]:
     """What is imported once, before any job: a job is then a fork that starts in a tenth of a second."""
     kinds = {stage.kind for task in tasks for stage in task.work.stages}
-    late = ["iris.evaluation.harness_model", "lm_eval.evaluator"] if "evaluate" in kinds else []
+    late = ["iris.evaluation.lm", "lm_eval.evaluator"] if "evaluate" in kinds else []
     return ["sweeps.launch.local", *(f"iris.stages.{kind}" for kind in sorted(kinds)), *late]
 
 

@@ -38,7 +38,7 @@ LONG = {"train.epochs": 3.0, "train.sft.epochs": 3.0}  # steps enough to be kill
 SLOW = LONG | {"execution.checkpoint_minutes": 0.0}  # … with a checkpoint after each
 SHARDED = ("generate", "score")  # their shards' manifests are read where something needs the shards
 STAGES = ("base", "data", "sft", "generate", "score", "train", "evaluate")
-LATE = ("iris.evaluation.harness_model", "lm_eval.evaluator", "transformers.models.llama.modeling_llama")
+LATE = ("iris.evaluation.lm", "lm_eval.evaluator", "transformers.models.llama.modeling_llama")
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["pytest", "iris.run", *(f"iris.stages.{kind}" for kind in STAGES), *LATE])

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from iris.errors import UserError
-from iris.evaluation import catalog, task_needs
+from iris.evaluation import catalog, requirements
 from iris.evaluation.catalog import check_tasks, known_tasks, select
 
 
@@ -112,7 +112,7 @@ def test_offline_without_the_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_modules_and_sentence_data_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(UserError, match="math_verify"):
-        task_needs.check_modules("leaderboard/math")
+        requirements.check_modules("leaderboard/math")
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from iris.data.contamination import prompt_hash
 from iris.errors import UserError
 from iris.evaluation.harness import evaluate, prompt_hashes
-from iris.sampling.rollouts import Request, Rollout, Sampling, quiet
+from iris.sampling.engine import Request, Rollout, Sampling, quiet
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from iris.errors import UserError
 from iris.evaluation.harness import Scores, evaluate
-from iris.sampling.rollouts import Request, Rollout, Sampling, quiet
+from iris.sampling.engine import Request, Rollout, Sampling, quiet
 
 ROWS: dict[str, dict[str, Any]] = {
     "openai/gsm8k": {"question": "How many?", "answer": "Two and 3.\n#### 5"},

@@ -20,7 +20,7 @@ from iris.evaluation.harness import Scores, evaluate
 from iris.evaluation.subset import chosen, from_json
 from iris.execution import runner
 from iris.execution.progress import Progress
-from iris.sampling.rollouts import SlotEngine
+from iris.sampling.slots import SlotEngine
 from iris.store import Store
 
 Tiny = Callable[..., Config]

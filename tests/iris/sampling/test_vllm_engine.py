@@ -10,7 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from iris.errors import UserError
-from iris.sampling.rollouts import Request, Rollout, Sampling, SlotEngine
+from iris.sampling.engine import Request, Rollout, Sampling
+from iris.sampling.slots import SlotEngine
 from iris.sampling.vllm_engine import VllmEngine, generation_config
 
 EOS = 1

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from iris.errors import UserError
 from iris.evaluation.harness import evaluate
 from iris.execution.world import World
-from iris.sampling.rollouts import SlotEngine
+from iris.sampling.slots import SlotEngine
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 DATA = """
@@ -96,11 +96,11 @@ def test_likelihoods_agree_with_those_of_plain_hflm() -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from iris.evaluation.harness_model import HarnessModel
+    from iris.evaluation.lm import PolicyLM
     from iris.execution.progress import Progress
 
     short = make_model(context=48)
-    ours = HarnessModel(
+    ours = PolicyLM(
         short,
         make_tokenizer(),
         SlotEngine(short, [0]),

@@ -24,7 +24,9 @@ from transformers import (
 
 from iris.errors import UserError
 from iris.model import attention
-from iris.sampling.rollouts import Request, Rollout, Sampling, SlotEngine, draw, uniforms
+from iris.sampling.draw import draw, uniforms
+from iris.sampling.engine import Request, Rollout, Sampling
+from iris.sampling.slots import SlotEngine
 
 EOS = 1
 SIZES: dict[str, Any] = {
@@ -145,7 +147,7 @@ def test_a_lower_limit_gives_the_beginning_of_the_same_response(model: PreTraine
 def test_prompts_beyond_one_prefill(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     everyone = requests(20, 5, 12, 8, 1, 30)
     expected = SlotEngine(model, [EOS]).generate(everyone, Sampling(max_new_tokens=6))
-    monkeypatch.setattr("iris.sampling.rollouts.PREFILL_TOKENS", 10)
+    monkeypatch.setattr("iris.sampling.cache.PREFILL_TOKENS", 10)
     assert SlotEngine(model, [EOS]).generate(everyone, Sampling(max_new_tokens=6)) == expected
 
 

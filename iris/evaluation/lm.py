@@ -25,7 +25,7 @@ from iris.execution.progress import Progress
 from iris.execution.world import World
 from iris.model.logprobs import Policy
 from iris.model.packing import Packed, Row, micro_batches, pack
-from iris.sampling.rollouts import Engine, Request, Sampling
+from iris.sampling.engine import Engine, Request, Sampling
 
 # Positions whose logits exist at a time.
 _HEAD_ROWS = 1024
@@ -55,7 +55,7 @@ class _Job:
         return Sampling(self.sampling.temperature, self.sampling.top_p, tokens)
 
 
-class HarnessModel(HFLM):  # type: ignore[misc]
+class PolicyLM(HFLM):  # type: ignore[misc]
     """`model`, which must lie in memory as a whole, behind lm-eval's three kinds of request.
 
     `tokens` counts what this process has fed and sampled; `truncated` its requests whose prompt lost its beginning

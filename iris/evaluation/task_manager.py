@@ -15,7 +15,7 @@ from lm_eval.tasks._index import Kind
 
 from iris.errors import UserError, nearest
 from iris.evaluation.catalog import PACKAGED, Selection, data_files
-from iris.evaluation.task_needs import LOCAL_FORMATS, no_data
+from iris.evaluation.requirements import LOCAL_FORMATS, no_data
 
 # What lm-eval's command line uses: seed 0 gives its few-shot examples.
 FEWSHOT_SEED = 1234
