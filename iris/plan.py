@@ -29,7 +29,7 @@ Describe = Callable[[], tuple[str, Mapping[str, Any]]]  # a stage's name and ide
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Stage:
-    """One unit of work. `key` follows from kind, name, identity, version and the keys of the inputs.
+    """One unit of work. `key` follows from kind, name, identity, version and the keys of the inputs; `id` is kind/key.
 
     `location` says where content named in the identity is to be found; it is not part of the key. Two stages are the
     same where their keys are.
@@ -41,14 +41,21 @@ class Stage:
     inputs: Inputs = field(default_factory=dict)
     location: Mapping[str, Any] = field(default_factory=dict)
     key: str = field(init=False)
+    id: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", make_key(self.kind, self.name, self.identity, self.input_keys))
+        object.__setattr__(self, "id", f"{self.kind}/{self.key}")
 
     @property
     def input_keys(self) -> dict[str, str | list[str]]:
         """The keys of the inputs by role."""
         return {role: [s.key for s in x] if isinstance(x, tuple) else x.key for role, x in self.inputs.items()}
+
+    @property
+    def parents(self) -> list["Stage"]:
+        """The stages that this one reads."""
+        return [s for x in self.inputs.values() for s in (x if isinstance(x, tuple) else (x,))]
 
     def one(self, role: str) -> "Stage":
         """The single input of a role."""

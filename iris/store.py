@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,12 @@ _STORAGE_ERRORS = {
     errno.EROFS: "is read-only",
     errno.ENOTDIR: "lies below something that is no folder",
 }
+
+
+def split_id(stage: str) -> tuple[str, str]:
+    """Return the kind and the key of a stage's id, `kind/key`."""
+    kind, _, key = stage.partition("/")
+    return kind, key
 
 
 class Damaged(Exception):
@@ -95,6 +101,14 @@ class Store:
             found = {name for name in os.listdir(self.root / kind) if not name.startswith(".")}  # noqa: PTH208
             return found - {k for k in self._doubtful(kind, found) if self.find(kind, k) is None}
         return set()
+
+    def finished(self, kinds: Iterable[str]) -> set[str]:
+        """Return the ids of all finished artifacts of some kinds, as `keys` finds them."""
+        return {f"{kind}/{key}" for kind in kinds for key in self.keys(kind)}
+
+    def has(self, stage: str) -> bool:
+        """Return whether the stage of an id is finished."""
+        return self.find(*split_id(stage)) is not None
 
     def _doubtful(self, kind: str, keys: set[str]) -> set[str]:
         aside = self.root / ".corrupt"

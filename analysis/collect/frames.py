@@ -107,8 +107,7 @@ class _Loader:
     def __init__(self, study: str, store: Store, points: list[dict[str, Any]], rebuild: bool) -> None:
         self.study, self.store, self.points = study, store, points
         self.entries = Entries.of([point["stages"] for point in points])
-        stored = (f"{kind}/{key}" for kind in VERSIONS for key in store.keys(kind))
-        self.index: Index = index.read(store, self.entries.places, stored, rebuild=rebuild)
+        self.index: Index = index.read(store, self.entries.places, store.finished(VERSIONS), rebuild=rebuild)
 
     def frames(self) -> Frames:
         experiments, varying = self._experiments()

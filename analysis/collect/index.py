@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from iris.store import Damaged, Store
+from iris.store import Damaged, Store, split_id
 
 _TEXT, _NUMBER, _CODED = pa.string(), pa.float64(), pa.dictionary(pa.int32(), pa.string())  # coded: many rows share it
 STAGES = pa.schema(
@@ -117,7 +117,7 @@ def _joined(parts: Sequence[Tables]) -> Tables:
 def content(store: Store, stage: str, file: str) -> bytes | None:
     """A file of a finished stage; None where it is missing or does not match its checksum. Moves nothing."""
     try:
-        manifest = store.manifest(*stage.split("/"))
+        manifest = store.manifest(*split_id(stage))
         return _checked(store, stage, manifest, file) if manifest else None
     except (Damaged, OSError):
         return None
@@ -142,13 +142,12 @@ def _read_some(store: Store, names: Iterable[str]) -> tuple[Tables, list[str]]:
     """The tables of some stages, and which of them are damaged."""
     stages, scores, damaged = list[Row](), list[Row](), list[str]()
     for name in names:
-        kind, _, key = name.partition("/")
         try:
-            manifest = store.manifest(kind, key)
+            manifest = store.manifest(*split_id(name))
             if manifest is None:
                 continue  # removed a moment ago
             stage, more = _stage(name, manifest), list[Row]()
-            if kind == "evaluate":
+            if split_id(name)[0] == "evaluate":
                 said = json.loads(_checked(store, name, manifest, "scores.json"))
                 more = list(_scores(len(stages), said, manifest["results"]["stderr"]))
             stages.append(stage)
@@ -186,7 +185,7 @@ def _scores(row: int, content: Mapping[str, Any], stderr: float | None) -> Itera
 
 def samples(store: Store, evaluation: str) -> pd.DataFrame:
     """The main metrics of all documents of an evaluation (kind/key); of a task whose samples are damaged, none."""
-    path = store.root / ".analysis" / "samples" / f"{evaluation.partition('/')[2]}.parquet"
+    path = store.root / ".analysis" / "samples" / f"{split_id(evaluation)[1]}.parquet"
     with contextlib.suppress(OSError, ValueError):
         table = _table_of(path)
         if table.schema.equals(SAMPLES):

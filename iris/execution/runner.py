@@ -68,13 +68,13 @@ def run_chain(chain: Chain, context: Context) -> None:
 
 def missing(chain: Chain, store: Store) -> list[Stage]:
     """The stages that have no artifact yet."""
-    return [stage for stage in chain.stages if store.find(stage.kind, stage.key) is None]
+    return [stage for stage in chain.stages if not store.has(stage.id)]
 
 
 def ensure(stage: Stage, context: Context) -> None:
     """Run a stage unless its artifact exists; with several processes all take part and the main one seals."""
     world = context.world
-    if world.broadcast(world.main and context.store.find(stage.kind, stage.key) is not None):
+    if world.broadcast(world.main and context.store.has(stage.id)):
         return
     run = importlib.import_module(f"iris.stages.{stage.kind}").run
     with _claimed(stage.kind, stage.key, context) as claim:

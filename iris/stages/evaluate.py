@@ -64,7 +64,7 @@ def _part(stage: Stage, context: Context) -> Artifact | None:
     if "share" in stage.identity:
         return None
     share = part(stage, stage.location.get("share", SHARE))
-    if not context.world.broadcast(context.world.main and context.store.find(share.kind, share.key) is not None):
+    if not context.world.broadcast(context.world.main and context.store.has(share.id)):
         return None
     return context.artifact(share)
 

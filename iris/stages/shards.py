@@ -28,7 +28,7 @@ def run_shards(
     Raises Interrupted, in all processes, when one of them was asked to stop before its last shard.
     """
     alone = replace(context, world=World())
-    found = [context.store.find(s.kind, s.key) is not None for s in shards]
+    found = [context.store.has(s.id) for s in shards]
     own = [n for n in range(context.world.rank, len(shards), context.world.size) if not found[n]]
     left, costs = len(own), list[Cost]()
     with contextlib.ExitStack() as stack:

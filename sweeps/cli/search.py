@@ -29,7 +29,6 @@ from sweeps.cli.arguments import Arguments, parse
 from sweeps.launch.launchers import Inline, Launcher, Local, load_launcher
 from sweeps.search import space
 from sweeps.search.file import DECLARED, Search, load_search
-from sweeps.study.plan import name_of
 from sweeps.study.presets import names
 from sweeps.study.settings import of_text
 
@@ -125,8 +124,8 @@ def _checked(search: Search) -> tuple[Config, list[Stage]]:
     make_sampler(search, 0)
     make_pruner(search, max(len(trial.rungs) for trial in trials))
     _check_objective(search, bare)
-    shared = [{name_of(stage) for stage in trial.rungs[0].stages} for trial in trials]
-    return bare, [stage for stage in trials[0].rungs[0].stages if all(name_of(stage) in names for names in shared)]
+    shared = [{stage.id for stage in trial.rungs[0].stages} for trial in trials]
+    return bare, [stage for stage in trials[0].rungs[0].stages if all(stage.id in names for names in shared)]
 
 
 def _check_difference(found: Mapping[str, Sequence["Trial"]]) -> None:

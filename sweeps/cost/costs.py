@@ -103,7 +103,7 @@ class Costs:
         return self._rows[data.key]
 
     def _found_rows(self, data: Stage) -> Rows | None:
-        artifact = self.store.find("data", data.key) if f"data/{data.key}" in self.plan.cached else None
+        artifact = self.store.find("data", data.key) if data.id in self.plan.cached else None
         if artifact is None:
             return None
         return _rows(artifact.results)

@@ -9,7 +9,7 @@ from iris.plan import VERSIONS, Stage
 from iris.store import Store
 from sweeps.cost.costs import Cost, Costs
 from sweeps.cost.model import Machine
-from sweeps.study.plan import Plan, name_of, sources
+from sweeps.study.plan import Plan
 
 Devices = Callable[[str], int]  # how many devices a stage of a kind runs on
 
@@ -76,7 +76,7 @@ def _saved(plan: Plan, cost: Mapping[str, Cost], missing: list[str]) -> tuple[fl
     """The hours that running shared stages once saves: those that no training comes before, and the others."""
     trained: dict[str, bool] = {}
     for name, stage in plan.stages.items():
-        trained[name] = stage.kind == "train" or any(trained[name_of(before)] for before in sources(stage))
+        trained[name] = stage.kind == "train" or any(trained[before.id] for before in stage.parents)
     hours = {name: cost[name].whole * (len(plan.users[name]) - 1) / 3600 for name in missing}
     prefixes = sum(saved for name, saved in hours.items() if trained[name])
     return sum(hours.values()) - prefixes, prefixes
@@ -101,7 +101,7 @@ def _longest(plan: Plan, cost: Mapping[str, Cost], devices: Devices) -> float:
     of_kind = {kind: devices(kind) for kind in VERSIONS}
     for name, stage in plan.stages.items():
         if name not in plan.cached:
-            latest = max((ends.get(before, 0.0) for before in sources(stage)), default=0.0)
+            latest = max((ends.get(before, 0.0) for before in stage.parents), default=0.0)
             ends[stage] = latest + cost[name].seconds / of_kind[stage.kind]
     return max(ends.values(), default=0.0)
 

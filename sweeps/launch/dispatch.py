@@ -11,7 +11,7 @@ from sweeps.launch.ready import Task
 from sweeps.launch.worker import Work
 from sweeps.state import slurm_cli
 from sweeps.state.records import CANCELLED, Folder, JobRecord
-from sweeps.study.plan import Plan, name_of
+from sweeps.study.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Batch:
         job = self.jobs[n]
         after = [self.outside(stage) for stage in job.awaited]
         users = [self.plan.experiments[user].name for user in job.users]
-        stages = [name_of(stage) for stage in job.stages]
+        stages = [stage.id for stage in job.stages]
         return JobRecord(n, job.main.name, job.main.kind, stages, list(job.needs), after, users, slurm)
 
     def outside(self, stage: str) -> str:

@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from iris.config import Config
 from iris.plan import Stage
 from sweeps.launch.launchers import Launcher, Resources
-from sweeps.study.plan import Plan, name_of, sources
+from sweeps.study.plan import Plan
 
 _MAIN = ("train", "sft", "evaluate", "generate", "score", "data", "base")  # what a job is called after
 
@@ -32,9 +32,9 @@ def make_jobs(plan: Plan, launcher: Launcher, only: Collection[str] | None = Non
     the stages of an experiment fuse into one job an iteration, and what several experiments share is a job of its own.
     An evaluation is a job of its own, so that the next iteration does not wait for it.
     """
-    stages = [s for s in plan.missing if only is None or name_of(s) in only]
+    stages = [s for s in plan.missing if only is None or s.id in only]
     groups = _groups(plan, launcher, stages)
-    owner = {name_of(stage): n for n, group in enumerate(groups) for stage in group}
+    owner = {stage.id: n for n, group in enumerate(groups) for stage in group}
     graph = {n: {owner[i] for i in _inputs(group) if i in owner} - {n} for n, group in enumerate(groups)}
     order = list(TopologicalSorter(graph).static_order())
     place = {n: index for index, n in enumerate(order)}
@@ -46,7 +46,7 @@ def _job(plan: Plan, launcher: Launcher, group: list[Stage], owner: dict[str, in
     main = min(reversed(group), key=lambda stage: _MAIN.index(stage.kind))
     resources = max((launcher.of(stage.kind) for stage in group), key=lambda r: r.minutes)
     awaited = dict.fromkeys(i for i in _inputs(group) if i not in owner and i not in plan.cached)
-    users = tuple(plan.users[name_of(main)])
+    users = tuple(plan.users[main.id])
     return Job(main, tuple(group), tuple(needs), tuple(awaited), resources, users, plan.experiments[users[0]].config)
 
 
@@ -59,13 +59,13 @@ def _groups(plan: Plan, launcher: Launcher, stages: Iterable[Stage]) -> list[lis
     """
     depth: dict[str, int] = {}
     for name, stage in plan.stages.items():
-        depth[name] = max((depth[name_of(i)] + (i.kind == "train") for i in sources(stage)), default=0)
+        depth[name] = max((depth[i.id] + (i.kind == "train") for i in stage.parents), default=0)
     segment: dict[str, int] = {}
     groups: dict[tuple[object, ...], list[Stage]] = {}
     for stage in stages:
-        name, own = name_of(stage), launcher.of(stage.kind)
-        before = [i for i in sources(stage) if name_of(i) in segment]
-        segment[name] = max((segment[name_of(i)] + (not own.same(launcher.of(i.kind))) for i in before), default=0)
+        name, own = stage.id, launcher.of(stage.kind)
+        before = [i for i in stage.parents if i.id in segment]
+        segment[name] = max((segment[i.id] + (not own.same(launcher.of(i.kind))) for i in before), default=0)
         alone = name if stage.kind == "evaluate" else ""
         resources = next(kind for kind in _MAIN if launcher.of(kind).same(own))
         groups.setdefault((tuple(plan.users[name]), depth[name], segment[name], resources, alone), []).append(stage)
@@ -74,7 +74,7 @@ def _groups(plan: Plan, launcher: Launcher, stages: Iterable[Stage]) -> list[lis
 
 def _inputs(group: Iterable[Stage]) -> list[str]:
     """What the stages of a job read, by name, the job's own included."""
-    return [name_of(i) for stage in group for i in sources(stage)]
+    return [i.id for stage in group for i in stage.parents]
 
 
 def _reduced(needs: list[list[int]]) -> list[list[int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from iris.store import Store
 from sweeps.launch.worker import Work
-from sweeps.state.job_status import JobStatuses, stored
+from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import CANCELLED, DONE, Folder, Records
 
 READY, WAITING, DROPPED = "ready", "waiting", "dropped"
@@ -43,11 +43,11 @@ class ReadyJobs:
             return DROPPED
         if any(m not in self.ended for m in task.needs):
             return WAITING
-        outside = [job for stage, job in task.awaited.items() if not stored(self.store, stage)]
+        outside = [job for stage, job in task.awaited.items() if not self.store.has(stage)]
         if not outside:
             return READY
         # A job may have finished between the two looks.
-        there = all(self._live(job) for job in outside) or all(stored(self.store, stage) for stage in task.awaited)
+        there = all(self._live(job) for job in outside) or all(map(self.store.has, task.awaited))
         return WAITING if there else DROPPED
 
     def end(self, n: int) -> bool:

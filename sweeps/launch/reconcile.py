@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from sweeps.state.job_status import JobStatus, JobStatuses
 from sweeps.state.records import FAILED, Folder, JobRecord
-from sweeps.study.plan import Plan, name_of, sources
+from sweeps.study.plan import Plan
 
 
 @dataclass
@@ -27,10 +27,10 @@ def reconcile(
     `can_await` says of a live job whether new ones can be made to wait for it.
     """
     found = Reconciled()
-    missing = {name_of(stage): stage for stage in plan.missing}
+    missing = {stage.id: stage for stage in plan.missing}
     jobs = _jobs_by_stage(statuses, missing)
     for name, stage in missing.items():
-        status, inputs = _job_status(name, jobs.get(name, []), statuses, found), [name_of(s) for s in sources(stage)]
+        status, inputs = _job_status(name, jobs.get(name, []), statuses, found), [s.id for s in stage.parents]
         if name in found.live:
             continue
         if status is not None and status.state == FAILED and not retry:

@@ -9,7 +9,7 @@ from sweeps.launch.submit import Report, Request, launch
 from sweeps.state.study_status import Experiment, StudyStatus
 from sweeps.study.declare import Point
 from sweeps.study.experiments import compose_all
-from sweeps.study.plan import make_plan, name_of
+from sweeps.study.plan import make_plan
 
 
 def retry(
@@ -23,7 +23,7 @@ def retry(
         raise UserError(f"study={study}: of a search, the same search command tries again what has failed.")
     experiments = study_status.experiments(study)
     planned = compose_all([Point(e.name, e.overrides) for e in experiments])
-    stages = {e.name: [name_of(stage) for stage in e.chain.stages] for e in planned}
+    stages = {e.name: [stage.id for stage in e.chain.stages] for e in planned}
     if changed := [e.name for e in failed if stages[e.name] != list(e.stages)]:
         raise UserError(
             f"{changed[0]} ({len(changed)} of {len(failed)} failed experiments) is not what was launched any more: "

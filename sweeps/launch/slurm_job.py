@@ -15,6 +15,7 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from iris.execution import interruption
 from iris.execution.interruption import Interrupted
+from iris.store import split_id
 from sweeps.launch.worker import Work, log_to_stderr
 from sweeps.state.heartbeat import Heartbeat
 from sweeps.state.records import FAILED, INTERRUPTED
@@ -104,7 +105,7 @@ class Requeue:
             self.job.fruitless = 0 if self._kept_something() else self.job.fruitless + 1
         if self.job.fruitless >= _FRUITLESS:
             stage = self.heartbeat.stage
-            knob = f"launcher.stages.{stage.partition('/')[0]}.minutes"
+            knob = f"launcher.stages.{split_id(stage)[0]}.minutes"
             limit = f"the time limit of {self.job.minutes} minutes"
             self.heartbeat.end(FAILED, f"{stage} does not get on: it keeps nothing within {limit}. Raise {knob}.")
             os._exit(1)
@@ -116,7 +117,7 @@ class Requeue:
 
     def _kept_something(self) -> bool:
         """Whether this run has finished a stage or a shard, or left a checkpoint."""
-        kind, _, key = self.heartbeat.stage.partition("/")
+        kind, key = split_id(self.heartbeat.stage)
         work = Path(self.job.work.store) / kind / f".work-{key}"
         return self.heartbeat.kept > 0 or (work.exists() and work.stat().st_mtime > self.started + _STARTING)
 

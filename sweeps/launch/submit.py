@@ -22,7 +22,7 @@ from sweeps.state import slurm_cli
 from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import Folder, JobRecord, Launch, Records, new_id
 from sweeps.study.experiments import facts
-from sweeps.study.plan import Plan, make_plan, name_of
+from sweeps.study.plan import Plan, make_plan
 
 _ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no look
 
@@ -156,7 +156,7 @@ def _write_study(records: Records, request: Request, folder: Folder | None) -> N
         {
             "name": experiment.name,
             "overrides": list(request.points.get(experiment.name, ())),
-            "stages": [name_of(stage) for stage in experiment.chain.stages],
+            "stages": [stage.id for stage in experiment.chain.stages],
             "facts": facts(experiment.config),
         }
         for experiment in plan.experiments

@@ -16,7 +16,6 @@ from iris.plan import Stage
 from iris.store import Artifact, Claim, Store
 from sweeps.state.heartbeat import FollowedProgress, Heartbeat
 from sweeps.state.records import Folder, Records
-from sweeps.study.plan import name_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Work:
             context.store.prepare()
         for stage in self.stages:
             if world.broadcast(interruption.requested()):
-                raise Interrupted(f"stopped before {name_of(stage)}")
-            heartbeat.begin(name_of(stage))
+                raise Interrupted(f"stopped before {stage.id}")
+            heartbeat.begin(stage.id)
             _check_precision(stage, self.execution)
             runner.ensure(stage, context)
 

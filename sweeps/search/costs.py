@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from iris.store import Store
+from iris.store import Store, split_id
 
 # The part of a manifest's cost, and what an hour of it is called.
 _SECONDS = {"gpu_hours": "gpu_seconds", "cpu_hours": "cpu_seconds"}
@@ -25,7 +25,7 @@ class Ledger:
     def read(self, name: str) -> float | None:
         """The hours of a finished stage without its shards, None if it has not run."""
         if name not in self.hours:
-            kind, key = name.split("/")
+            kind, key = split_id(name)
             found = self.store.find(kind, key)
             self.hours[name] = None
             if found is not None:
@@ -118,7 +118,7 @@ def account(store: Store, trials: Sequence[Done], unit: str) -> Account:
 
 
 def _is_setup(name: str) -> bool:
-    return name.split("/")[0] in _SETUP
+    return split_id(name)[0] in _SETUP
 
 
 def _hours(ledger: Ledger, every: set[str], ran: set[str], parts: set[str]) -> dict[str, float]:
@@ -126,8 +126,8 @@ def _hours(ledger: Ledger, every: set[str], ran: set[str], parts: set[str]) -> d
     known = {name: ledger.alone(name) or 0.0 for name in ran}
     kinds: dict[str, list[float]] = {}
     for name, hours in known.items():
-        kinds.setdefault(name.split("/")[0], []).append(hours)
+        kinds.setdefault(split_id(name)[0], []).append(hours)
     if "evaluate" not in kinds:  # no trial has come to its end: a part is at least something
         kinds["evaluate"] = [ledger.alone(name) or 0.0 for name in parts]
     means = {kind: sum(values) / len(values) for kind, values in kinds.items() if values}
-    return {name: known.get(name, means.get(name.split("/")[0], 0.0)) for name in every}
+    return {name: known.get(name, means.get(split_id(name)[0], 0.0)) for name in every}

@@ -22,7 +22,6 @@ from sweeps.state import slurm_cli
 from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import Folder, JobRecord, Launch, Records, new_id
 from sweeps.state.selection import follow
-from sweeps.study.plan import name_of
 
 _SPARES = 3  # workers that wait to stand in for each one of this machine, should it die
 
@@ -71,7 +70,7 @@ class WorkerLaunch:
         found = []
         if self.common:
             last = self.common[-1]
-            found.append(JobRecord(0, last.name, last.kind, [name_of(s) for s in self.common], [], [], []))
+            found.append(JobRecord(0, last.name, last.kind, [s.id for s in self.common], [], [], []))
         # A worker's own stage is in no store, so that a killed worker is not taken for one that is done.
         stages = [f"search/{self.begun.search.name}"]
         numbers = range(self.first, self.first + workers)
@@ -114,7 +113,7 @@ def _hire(begun: Session, workers: Workers) -> WorkerLaunch | None:
     if wanted <= 0:
         return None
     gpus = _gpus(launcher, wanted) if isinstance(launcher, Local) else []
-    missing = [stage for stage in workers.common if store.find(stage.kind, stage.key) is None]
+    missing = [stage for stage in workers.common if not store.has(stage.id)]
     common = tuple(missing) if isinstance(launcher, Slurm) else ()
     crew = WorkerLaunch(begun, workers, records.create(_launch(begun, workers, wanted)), wanted, common)
     search_records.write_study(records, crew.folder.id, begun.search, begun.study(), begun.folder)

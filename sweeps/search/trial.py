@@ -13,7 +13,6 @@ from iris.plan import Chain, Row, Stage
 from iris.store import Artifact
 from sweeps.search.file import Search
 from sweeps.study.experiments import facts
-from sweeps.study.plan import name_of, sources
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,13 @@ class Trial:
 
     def stages(self) -> list[str]:
         """Everything it may run, as kind/key, in order."""
-        names = [name_of(stage) for rung in self.rungs for stage in (*rung.stages, rung.part)]
-        return list(dict.fromkeys([*names, name_of(self.whole)]))
+        names = [stage.id for rung in self.rungs for stage in (*rung.stages, rung.part)]
+        return list(dict.fromkeys([*names, self.whole.id]))
 
     def record(self) -> dict[str, Any]:
         """The stages as kind/key, for the account of costs, and what the trial's configuration is."""
-        rungs = [
-            {"label": r.label, "stages": [name_of(s) for s in r.stages], "part": name_of(r.part)} for r in self.rungs
-        ]
-        return {"rungs": rungs, "path": [name_of(s) for s in self.path], "whole": name_of(self.whole)} | {
+        rungs = [{"label": r.label, "stages": [s.id for s in r.stages], "part": r.part.id} for r in self.rungs]
+        return {"rungs": rungs, "path": [s.id for s in self.path], "whole": self.whole.id} | {
             "facts": facts(self.config)
         }
 
@@ -61,8 +58,8 @@ def make_trial(search: Search, overrides: Sequence[str]) -> Trial:
         rows = [(chains[0], row) for row in chains[0].rows[-iterations:]]
     rungs: list[Rung] = []
     for chain, row in rows:
-        before = {name_of(stage) for rung in rungs for stage in rung.stages}
-        stages = tuple(s for s in needed(chain, row) if name_of(s) not in before)
+        before = {stage.id for rung in rungs for stage in rung.stages}
+        stages = tuple(s for s in needed(chain, row) if s.id not in before)
         rungs.append(Rung(row.label, stages, _part(row, search)))
     path = tuple(needed(*rows[-1]))
     return Trial(configs[-1], chains[-1].name, tuple(rungs), path, _whole(rows[-1][1], search))
@@ -82,10 +79,10 @@ def needed(chain: Chain, row: Row) -> list[Stage]:
     left = [row.policy]
     while left:
         stage = left.pop()
-        if name_of(stage) not in names:
-            names.add(name_of(stage))
-            left += sources(stage)
-    return [stage for stage in chain.stages if name_of(stage) in names]
+        if stage.id not in names:
+            names.add(stage.id)
+            left += stage.parents
+    return [stage for stage in chain.stages if stage.id in names]
 
 
 def ensure(stages: Sequence[Stage], context: Context, begin: Callable[[Stage], None] = lambda _: None) -> None:

@@ -23,7 +23,6 @@ from sweeps.search.trial import Trial, ensure, make_trial, score
 from sweeps.search.trial_queue import Assignment, Pause, TrialQueue
 from sweeps.state.heartbeat import FollowedProgress, Heartbeat, last_line
 from sweeps.state.records import FAILED, Records
-from sweeps.study.plan import name_of
 
 _POLL = 2.0  # seconds between two looks at whether the last trials have ended
 
@@ -151,7 +150,7 @@ class Worker:
     def _begin(self, stage: Stage) -> None:
         """Before each stage."""
         self._check_interruption()
-        self.heartbeat.begin(name_of(stage))
+        self.heartbeat.begin(stage.id)
 
 
 def open_book(search: Search, folder: Path, number: int) -> TrialQueue:

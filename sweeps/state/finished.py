@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from iris.store import MANIFEST, Store
+from iris.store import MANIFEST, Store, split_id
 from iris.table import replace
 
 
@@ -79,7 +79,7 @@ class Finished:
 
 def _read(stage: str, text: str, at: int) -> Entry:
     manifest = json.loads(text)
-    kind, cost, results = stage.partition("/")[0], manifest["cost"], manifest["results"]
+    kind, cost, results = split_id(stage)[0], manifest["cost"], manifest["results"]
     shards = [f"{kind}/{key}" for key in manifest["inputs"].get("shards", [])]
     score, stderr = (results["average"], results["stderr"]) if kind == "evaluate" else (None, None)
     return Entry(at, cost["gpu_seconds"], cost["cpu_seconds"], shards, score, stderr)

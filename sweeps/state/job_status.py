@@ -105,11 +105,11 @@ class JobStatuses:
     def _ended(self, folder: Folder, job: JobRecord, last: State | None) -> JobStatus:
         if last is not None and last.state in ENDED:
             return JobStatus(last.state, last.error, last=last)
-        if all(stored(self.store, stage) for stage in job.stages):
+        if all(map(self.store.has, job.stages)):
             return JobStatus(DONE, last=last)
         if job.slurm is None and (last is None or last.state == INTERRUPTED):
             return JobStatus(BLOCKED if last is None else CANCELLED, last=last)  # stopped with what ran it
-        if last is None and not all(stored(self.store, stage) for stage in self._needed(folder, job)):
+        if last is None and not all(map(self.store.has, self._needed(folder, job))):
             return JobStatus(BLOCKED)
         stopped = last is not None and last.state == INTERRUPTED
         said = STOPPED if stopped else VANISHED
@@ -127,8 +127,3 @@ class JobStatuses:
 def _running(last: State | None) -> JobStatus:
     silent = last is not None and last.state == RUNNING and time.time() - last.time > STALE
     return JobStatus(STALLED if silent else RUNNING, last=last)
-
-
-def stored(store: Store, name: str) -> bool:
-    """Whether the stage called `kind/key` is finished."""
-    return store.find(*name.split("/", 1)) is not None

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from iris.errors import UserError, nearest
 from iris.plan import VERSIONS
-from iris.store import Store
+from iris.store import Store, split_id
 from sweeps.state.exit_reason import log_files, tail
 from sweeps.state.job_status import JobStatus, JobStatuses
 from sweeps.state.records import Folder, JobRecord, Records
-from sweeps.state.study_status import Experiment, StudyStatus, kind
+from sweeps.state.study_status import Experiment, StudyStatus
 
 _POLL = 0.5  # seconds between two looks at the files
 _ASK = 5.0  # … and between two at the job
@@ -29,7 +29,7 @@ def job_of(experiment: Experiment, study_status: StudyStatus, stage: str | None)
     """The newest job of the stage that an experiment is at, or of its last one of a kind; None if there was none."""
     if stage is None and experiment.job is not None:
         return experiment.job.folder, experiment.job.job
-    stages = [name for name in reversed(experiment.stages) if stage is None or kind(name) == stage]
+    stages = [name for name in reversed(experiment.stages) if stage is None or split_id(name)[0] == stage]
     jobs = [study_status.holders(name)[0] for name in stages if study_status.holders(name)]
     return next((job for job in jobs if log_files(*job)), next(iter(jobs), None))
 

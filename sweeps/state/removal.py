@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from iris.errors import UserError
-from iris.store import MANIFEST, Store
+from iris.store import MANIFEST, Store, split_id
 from sweeps.state.records import held
-from sweeps.state.study_status import Experiment, StudyStatus, kind
+from sweeps.state.study_status import Experiment, StudyStatus
 
 _SHARDED = ("generate", "score")
 
@@ -68,8 +68,7 @@ def _check_idle(study_status: StudyStatus, chosen: Sequence[Experiment], own: se
             "cancel them first."
         )
     for name in own:
-        key = name.partition("/")[2]
-        lock = study_status.store.root / ".locks" / f"{key}.lock"
+        lock = study_status.store.root / ".locks" / f"{split_id(name)[1]}.lock"
         if held(lock):
             raise UserError(f"{name} is being computed by another process. Wait for it, or stop it first.")
 
@@ -84,21 +83,25 @@ def _shards(gone: set[str], manifests: dict[str, Any], others: Sequence[Experime
     """Shards that no artifact but those to be removed names, and that no other experiment is going to look for."""
     named = {shard for name in manifests.keys() - gone for shard in _named(name, manifests)}
     candidates = {shard for name in gone for shard in _named(name, manifests)} - named
-    policies = {name.partition("/")[2] for name in gone}
+    policies = {split_id(name)[1] for name in gone}
     for name, manifest in manifests.items():  # of stages that were never finished
-        if kind(name) in _SHARDED and "shard" not in manifest["identity"] and manifest["inputs"]["policy"] in policies:
+        if (
+            split_id(name)[0] in _SHARDED
+            and "shard" not in manifest["identity"]
+            and manifest["inputs"]["policy"] in policies
+        ):
             candidates |= {name} - named
-    ahead = {(stage.partition("/")[2], kind(m)) for e in others for stage in e.stages for m in e.missing}
-    return {s for s in candidates & manifests.keys() if (manifests[s]["inputs"]["policy"], kind(s)) not in ahead}
+    ahead = {(split_id(stage)[1], split_id(m)[0]) for e in others for stage in e.stages for m in e.missing}
+    return {s for s in candidates & manifests.keys() if (manifests[s]["inputs"]["policy"], split_id(s)[0]) not in ahead}
 
 
 def _named(name: str, manifests: dict[str, Any]) -> list[str]:
-    return [f"{kind(name)}/{key}" for key in manifests[name]["inputs"].get("shards", [])]
+    return [f"{split_id(name)[0]}/{key}" for key in manifests[name]["inputs"].get("shards", [])]
 
 
 def _ancestors(names: Iterator[str] | set[str], manifests: dict[str, Any]) -> set[str]:
     """The artifacts that others were made from."""
-    by_key = {name.partition("/")[2]: name for name in manifests}
+    by_key = {split_id(name)[1]: name for name in manifests}
     found: set[str] = set()
     left = list(names)
     while left:
@@ -111,7 +114,7 @@ def _ancestors(names: Iterator[str] | set[str], manifests: dict[str, Any]) -> se
 
 
 def _unfinished(name: str) -> str:
-    kind, _, key = name.partition("/")
+    kind, key = split_id(name)
     return f"{kind}/.work-{key}"
 
 

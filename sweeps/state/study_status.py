@@ -7,7 +7,7 @@ from typing import Any
 
 from iris.errors import UserError
 from iris.plan import VERSIONS
-from iris.store import MANIFEST, Store
+from iris.store import MANIFEST, Store, split_id
 from sweeps.state import slurm_cli
 from sweeps.state.exit_reason import ExitReasons
 from sweeps.state.job_status import BLOCKED, PREEMPTED, STALLED, JobStatus, JobStatuses
@@ -60,15 +60,15 @@ class Experiment:
     @property
     def evaluation(self) -> str | None:
         """The last evaluation (kind/key) of the experiment."""
-        return next((stage for stage in reversed(self.stages) if kind(stage) == "evaluate"), None)
+        return next((stage for stage in reversed(self.stages) if split_id(stage)[0] == "evaluate"), None)
 
     @property
     def where(self) -> str:
         """The stage in words: `train t=2/3`, counted from 1; before the first iteration `sft`."""
         if not self.stage:
             return ""
-        trainings = [n for n, stage in enumerate(self.stages) if kind(stage) == "train"]
-        here, work = self.stages.index(self.stage), kind(self.stage)
+        trainings = [n for n, stage in enumerate(self.stages) if split_id(stage)[0] == "train"]
+        here, work = self.stages.index(self.stage), split_id(self.stage)[0]
         before = sum(n < here for n in trainings)
         iteration = before + (work in ("generate", "score", "train"))
         return f"{work} t={iteration}/{len(trainings)}" if iteration else work
@@ -80,7 +80,7 @@ class StudyStatus:
     def __init__(self, store: Store, exit_reasons: ExitReasons | None = None) -> None:
         self.store, self.records = store, Records(store)
         self.statuses = JobStatuses(self.records, store, self._squeue, exit_reasons)
-        self.stored = {f"{kind}/{key}" for kind in VERSIONS for key in store.keys(kind)}
+        self.stored = store.finished(VERSIONS)
         self.silence = ""  # what squeue said if it did not answer: states of Slurm's jobs are then unknown
         self._workers: dict[str, list[Submitted]] = {}
         self._newest: dict[str, Submitted | None] = {}
@@ -150,7 +150,7 @@ class StudyStatus:
         state = next((s for s in _DECIDING if s in states.values()), DONE)
         here = [s for s in missing if states[s] == state]
         # Evaluations run beside what the experiment waits for.
-        stage = next((s for s in here if kind(s) != "evaluate"), next(iter(here), ""))
+        stage = next((s for s in here if split_id(s)[0] != "evaluate"), next(iter(here), ""))
         job = self.submitted(stage) if stage else None
         return state, stage, job, job.status.error if job and state in (FAILED, CANCELLED) else ""
 
@@ -209,11 +209,6 @@ class StudyStatus:
 def _ended(status: JobStatus) -> bool:
     """Whether the job itself has said so."""
     return status.last is not None and status.last.state in ENDED
-
-
-def kind(stage: str) -> str:
-    """The kind of a stage called `kind/key`."""
-    return stage.partition("/")[0]
 
 
 def jobs_of(experiments: Sequence[Experiment], study_status: StudyStatus) -> list[Submitted]:

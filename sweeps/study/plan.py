@@ -13,7 +13,7 @@ _SEED = re.compile(r"-s\d+(?=-|$)")
 
 @dataclass
 class Plan:
-    """Every distinct stage of a study by `kind/key`, in an order that respects inputs.
+    """Every distinct stage of a study by its id, in an order that respects inputs.
 
     `users` holds the indices of the experiments that need a stage, `cached` the stages that are finished in the store.
     """
@@ -35,22 +35,10 @@ def make_plan(experiments: Sequence[Planned], store: Store, study: str = "") -> 
     plan = Plan(study, list(experiments))
     for number, experiment in enumerate(experiments):
         for stage in experiment.chain.stages:
-            name = name_of(stage)
-            plan.stages.setdefault(name, stage)
-            plan.users.setdefault(name, []).append(number)
-    finished = {f"{kind}/{key}" for kind in VERSIONS for key in store.keys(kind)}
-    plan.cached = finished & plan.stages.keys()
+            plan.stages.setdefault(stage.id, stage)
+            plan.users.setdefault(stage.id, []).append(number)
+    plan.cached = store.finished(VERSIONS) & plan.stages.keys()
     return plan
-
-
-def name_of(stage: Stage) -> str:
-    """`kind/key`, what a stage is called in a plan."""
-    return f"{stage.kind}/{stage.key}"
-
-
-def sources(stage: Stage) -> list[Stage]:
-    """The stages that a stage reads."""
-    return [s for x in stage.inputs.values() for s in (x if isinstance(x, tuple) else (x,))]
 
 
 def seedless(name: str) -> str:

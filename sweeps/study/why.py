@@ -7,7 +7,7 @@ from typing import Any
 from iris.errors import UserError, nearest
 from iris.plan import Stage
 from iris.store import Artifact, Store
-from sweeps.study.plan import Plan, name_of, seedless
+from sweeps.study.plan import Plan, seedless
 
 _READ = 24  # manifests looked at for the nearest
 _SHARD = re.compile(r"-\d{4}-[0-9a-f]{12}$")
@@ -16,9 +16,9 @@ _SHARD = re.compile(r"-\d{4}-[0-9a-f]{12}$")
 def why(plan: Plan, store: Store, key: str) -> str:
     """The answer for a stage of a plan, given by its key, as lines of text. Raises UserError for an unknown key."""
     stage = _find(plan, key)
-    if name_of(stage) in plan.cached:
-        return f"{name_of(stage)} is finished and will not run: {store.folder(stage.kind, stage.key)}"
-    lines = [f"{name_of(stage)} has not run yet."]
+    if stage.id in plan.cached:
+        return f"{stage.id} is finished and will not run: {store.folder(stage.kind, stage.key)}"
+    lines = [f"{stage.id} has not run yet."]
     work = store.root / stage.kind / f".work-{stage.key}"
     if work.is_dir() and any(work.iterdir()):
         lines.append("It was interrupted: it continues from its checkpoint.")
@@ -65,7 +65,7 @@ def _differences(stage: Stage, artifact: Artifact, store: Store, indent: str, se
     lines = [f"{indent}{key}: {old} there, {new} here" for key, old, new in _own(stage, artifact)]
     for role, key, source in _inputs(stage, artifact):
         old = store.find(source.kind, key) if key else None
-        lines.append(f"{indent}{role}: {source.kind}/{key or 'none'} there, {name_of(source)} here")
+        lines.append(f"{indent}{role}: {source.kind}/{key or 'none'} there, {source.id} here")
         if old is not None and source.key not in seen:
             seen.add(source.key)
             lines += _differences(source, old, store, f"{indent}  ", seen) or [f"{indent}{_VERSION}"]

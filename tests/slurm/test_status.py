@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from iris.store import Store
+from iris.store import Store, split_id
 from sweeps import __main__ as command_line
 from sweeps.state.records import Folder, JobRecord, Launch, Records
 from sweeps.state.study_status import Experiment, StudyStatus
@@ -44,7 +44,7 @@ with heartbeat.Heartbeat(folder, number, attempt=attempt) as reports:
             if work == "die":
                 os.kill(os.getpid(), 9)
             line.advance(2)
-        kind, _, key = stage.partition("/")
+        kind, key = split_id(stage)
         with store.claim(kind, key) as claim:
             results = {"average": 0.5, "stderr": None} if kind == "evaluate" else {}
             cost = {"gpu_seconds": 36.0, "cpu_seconds": 36.0}
@@ -71,7 +71,7 @@ class Study:
         own = [f"--comment={self.folder.id}", f"--output={log}.out", f"--error={log}.err", "--kill-on-invalid-dep=yes"]
         job = self.cluster.submit(script, *own, "--open-mode=append", *after, *options)
         self.jobs.append(job)
-        kind = stages[-1].partition("/")[0]
+        kind = split_id(stages[-1])[0]
         self.folder.add_jobs([JobRecord(number, f"job{number}", kind, list(stages), list(needs), [], ["a"], job)])
         return job
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iris.store import Store
+from iris.store import Store, split_id
 from sweeps.state.records import Folder, JobRecord, Launch, Records, State
 
 COST = {"seconds": 3600.0, "cpu_seconds": 3600.0, "gpu_seconds": 1800.0}
@@ -27,7 +27,7 @@ class ByHand:
     def finish(self, *stages: str, results: Mapping[str, Any] | None = None, **inputs: Any) -> None:
         """Leave the artifacts of stages (kind/key)."""
         for stage in stages:
-            kind, _, key = stage.partition("/")
+            kind, key = split_id(stage)
             scores = {"average": 0.432, "stderr": 0.008} if kind == "evaluate" else {}
             with self.store.claim(kind, key) as claim:
                 assert claim is not None
@@ -47,7 +47,7 @@ class ByHand:
             JobRecord(
                 n,
                 f"job{n}",
-                job["stages"][-1].partition("/")[0],
+                split_id(job["stages"][-1])[0],
                 list(job["stages"]),
                 list(job.get("needs", [])),
                 list(job.get("after", [])),

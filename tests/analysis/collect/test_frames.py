@@ -9,7 +9,7 @@ import pytest
 import analysis
 from analysis.collect import index
 from iris.errors import UserError
-from iris.store import Store
+from iris.store import Store, split_id
 from tests.analysis import stores
 from tests.analysis.stores import ITERATIONS, METHODS, SEEDS, SIZES, TASKS, Made
 
@@ -197,7 +197,7 @@ def test_many_stages_are_read_by_several_processes(copy: Made, monkeypatch: pyte
 def test_samples_are_read_once_and_again_when_their_index_is_spoilt(copy: Made) -> None:
     evaluation = copy.evaluation("iris", 100, 0, 2)
     first = load(copy).documents(evaluation, "sums")
-    kept = copy.store.root / ".analysis" / "samples" / f"{evaluation.partition('/')[2]}.parquet"
+    kept = copy.store.root / ".analysis" / "samples" / f"{split_id(evaluation)[1]}.parquet"
     source = copy.store.root / evaluation / "samples" / "sums.jsonl"
     assert first.sum() == stores.right("iris", 100, 0, 2, "sums") and [*kept.parent.iterdir()] == [kept]
     text = source.read_text()
@@ -213,7 +213,7 @@ def test_samples_are_read_once_and_again_when_their_index_is_spoilt(copy: Made) 
 
 def test_an_index_keeps_nothing_of_a_damaged_evaluation(copy: Made) -> None:
     evaluation = copy.evaluation("iris", 100, 0, 2)
-    kind, key = evaluation.split("/")
+    kind, key = split_id(evaluation)
     manifest = copy.store.manifest(kind, key)
     source = copy.store.root / evaluation
     scores = (source / "scores.json").read_text()

@@ -15,6 +15,7 @@ from analysis.show import efficiency, published, tables
 from analysis.show.differences import differences
 from analysis.show.table import Cell, Sheet
 from iris.errors import UserError
+from iris.store import split_id
 from tests.analysis import stores
 from tests.analysis.stores import METHODS, SEEDS, SIZES, TASKS, Made
 
@@ -134,10 +135,10 @@ def test_documents_that_are_not_the_same_are_not_compared(copy: Made) -> None:
     stage = copy.evaluation("iris", 100, 0, 2)
     path = copy.store.root / stage / "samples" / "sums.jsonl"
     manifest = copy.store.root / stage / "manifest.json"
-    before = copy.store.manifest(*stage.split("/"))
+    before = copy.store.manifest(*split_id(stage))
     path.write_text(path.read_text().replace("sums 3", "sums three"))
     copy.remove(stage)
-    kind, key = stage.split("/")
+    kind, key = split_id(stage)
     with copy.store.claim(kind, key) as claim:
         assert claim and before
         (claim.new / "samples").mkdir()

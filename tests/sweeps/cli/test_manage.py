@@ -225,7 +225,7 @@ def test_follow_prints_what_comes_until_the_end(
 
 
 def artifacts(hand: ByHand) -> set[str]:
-    return {f"{kind}/{key}" for kind in VERSIONS for key in hand.store.keys(kind)}
+    return hand.store.finished(VERSIONS)
 
 
 def test_rm_removes_what_no_other_experiment_needs(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:

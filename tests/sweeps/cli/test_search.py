@@ -8,12 +8,13 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from iris.store import split_id
 from sweeps.search.optuna_study import STORAGE
 from sweeps.search.trial_queue import valid
 from sweeps.study.declare import points
 from sweeps.study.experiments import compose_all
 from sweeps.study.file import load_study
-from sweeps.study.plan import make_plan, name_of
+from sweeps.study.plan import make_plan
 from tests.sweeps.search_tiny import begun, search, stored, write_search
 
 PICTURES = ("history.png", "importance.png", "pareto.png", "rungs.png", "slice.png")
@@ -51,9 +52,9 @@ def test_a_search_ends_with_a_report_and_a_study_to_launch(finished: Path, capsy
 
     (experiment,) = compose_all(points(load_study(str(folder / "mine-best.yaml"))))
     plan = make_plan([experiment], begun(finished).store)
-    left = {name_of(stage) for stage in plan.missing}
+    left = {stage.id for stage in plan.missing}
     assert all(name.startswith("evaluate/") for name in left), "only evaluations that the search has not needed"
-    assert name_of(experiment.chain.rows[-1].evaluate) not in left
+    assert experiment.chain.rows[-1].evaluate.id not in left
     assert best.user_attrs["overrides"][0] in yaml.safe_load((folder / "mine-best.yaml").read_text())["base"]
 
 
@@ -68,7 +69,7 @@ def test_pruned_trials_run_no_further(finished: Path) -> None:
         ran |= own | ({record["whole"]} if trial.state == TrialState.COMPLETE else set())
         assert trial.last_step == (2 if trial.state == TrialState.COMPLETE else trial.last_step)
     assert TrialState.PRUNED in [trial.state for trial in trials]
-    shards = {name for name in done if name.split("/")[0] in ("generate", "score")} - ran
+    shards = {name for name in done if split_id(name)[0] in ("generate", "score")} - ran
     assert set(done) - shards == ran, "nothing else"
 
 
@@ -107,7 +108,7 @@ def test_status_shows_the_trials(finished: Path) -> None:
     assert states == expected
     for point in study["points"]:
         if states[point["name"]] == "done":
-            assert all(store.find(*stage.split("/")) for stage in point["stages"])
+            assert all(map(store.has, point["stages"]))
 
 
 def test_a_trial_that_cannot_work_fails_alone(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_two_objectives_give_a_front(tmp_path: Path, capsys: pytest.CaptureFixtu
     store = begun(path).store
     for iterations, trial in enumerate(trials):
         trained = [name for name in trial.user_attrs["stages"]["path"] if name.startswith(("sft/", "train/"))]
-        costs = [store.get(*name.split("/")).manifest["cost"]["cpu_seconds"] / 3600 for name in trained]
+        costs = [store.get(*split_id(name)).manifest["cost"]["cpu_seconds"] / 3600 for name in trained]
         assert len(costs) == 1 + iterations
         assert trial.values[1] > sum(costs), "what it costs by itself, whoever has paid for it"
     assert not any(trial.intermediate_values for trial in trials)

@@ -12,7 +12,7 @@ from iris.errors import UserError
 from sweeps.launch.arrays import lanes, make_arrays
 from sweeps.launch.jobs import Job, make_jobs
 from sweeps.launch.launchers import Launcher, load_launcher
-from sweeps.study.plan import Plan, name_of
+from sweeps.study.plan import Plan
 from tests.sweeps.tiny import tiny_plan
 
 SLURM = load_launcher("slurm")
@@ -88,7 +88,7 @@ RESOURCES = ["stages.generate.gpus=2", "stages.train.gpus=2", "stages.score.node
 
 
 def check(plan: Plan, jobs: Sequence[Job], launcher: Launcher, wanted: set[str]) -> None:
-    owner = {name_of(stage): n for n, job in enumerate(jobs) for stage in job.stages}
+    owner = {stage.id: n for n, job in enumerate(jobs) for stage in job.stages}
     assert set(owner) == wanted and sum(len(job.stages) for job in jobs) == len(wanted), "each once"
     above: list[set[int]] = []
     for n, job in enumerate(jobs):
@@ -97,11 +97,10 @@ def check(plan: Plan, jobs: Sequence[Job], launcher: Launcher, wanted: set[str])
         done = set(plan.cached)
         for stage in job.stages:
             assert launcher.of(stage.kind).same(job.resources)
-            for inputs in stage.inputs.values():
-                for name in map(name_of, inputs if isinstance(inputs, tuple) else (inputs,)):
-                    assert name in done or name in job.awaited or owner[name] in above[n]
-                    assert name in done or name not in job.awaited or name not in wanted
-            done.add(name_of(stage))
+            for name in (parent.id for parent in stage.parents):
+                assert name in done or name in job.awaited or owner[name] in above[n]
+                assert name in done or name not in job.awaited or name not in wanted
+            done.add(stage.id)
         assert not any(m in above[k] for m in job.needs for k in job.needs), "nothing is said twice"
 
 

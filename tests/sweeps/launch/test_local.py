@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iris.errors import UserError
-from iris.store import Store
+from iris.store import Store, split_id
 from sweeps import __main__ as command
 from sweeps.launch.dispatch import cancel
 from sweeps.launch.launchers import Launcher, load_launcher
@@ -158,9 +158,9 @@ def test_what_failed_is_left_alone_until_asked_for(tmp_path: Path) -> None:
     rows.rename(tmp_path / "rows.jsonl")
     again = launch(Request(plan), INLINE, store)
     assert [job.main.name for job in again.jobs] == ["tiny"], "the evaluation of the base, which is there"
-    assert {name.partition("/")[0] for name in again.found.failed} == {"data", "sft", "generate", "score"}
+    assert {split_id(name)[0] for name in again.found.failed} == {"data", "sft", "generate", "score"}
     assert {status.error for status in again.found.failed.values()} == {error}
-    assert {name.partition("/")[0] for name in again.found.behind} == {"train", "evaluate"}
+    assert {split_id(name)[0] for name in again.found.behind} == {"train", "evaluate"}
 
     retried = launch(Request(plan, retry=True), INLINE, store)
     assert retried.folder and states(retried.folder) == [DONE] * len(retried.jobs)

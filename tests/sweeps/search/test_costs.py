@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iris.store import Store
+from iris.store import Store, split_id
 from sweeps.search.costs import Account, Done, account, of_record, unit_of
 
 HOUR = 3600.0
@@ -15,7 +15,7 @@ HOUR = 3600.0
 def stage(
     store: Store, name: str, hours: float, *, shards: Sequence[str] = (), reused: Sequence[str] = (), gpu: float = 0.0
 ) -> str:
-    kind, key = name.split("/")
+    kind, key = split_id(name)
     manifest: dict[str, Any] = {
         "kind": kind,
         "key": key,

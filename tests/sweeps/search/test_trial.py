@@ -11,7 +11,6 @@ from iris.store import Store
 from sweeps.search.file import Search
 from sweeps.search.space import read_space
 from sweeps.search.trial import Trial, make_trial, score
-from sweeps.study.plan import name_of
 from tests.sweeps.tiny import write_study
 
 SPACE = read_space({"schedule.levels": {"low": 0.25, "high": 1.5, "step": 0.25, "per": "iteration"}}, "space")
@@ -49,16 +48,15 @@ def test_a_trial_runs_its_rungs_in_order_and_no_evaluation_it_does_not_need(sear
     assert "share" not in found.whole.identity
     done: set[str] = set()
     for stage in found.path:
-        inputs = [s for x in stage.inputs.values() for s in (x if isinstance(x, tuple) else (x,))]
-        assert done.issuperset(name_of(i) for i in inputs), "inputs first"
-        done.add(name_of(stage))
+        assert done.issuperset(parent.id for parent in stage.parents), "inputs first"
+        done.add(stage.id)
 
 
 def test_trials_share_the_iterations_in_which_their_levels_agree(search: Search) -> None:
     one, two = trial(search, 1.0, 0.5, 0.25), trial(search, 1.0, 0.5, 1.5)
-    shared = {name_of(s) for s in one.path} & {name_of(s) for s in two.path}
-    assert shared == {name_of(s) for rung in one.rungs[:2] for s in rung.stages} | {
-        name_of(s) for s in one.rungs[2].stages if s.kind != "train"
+    shared = {s.id for s in one.path} & {s.id for s in two.path}
+    assert shared == {s.id for rung in one.rungs[:2] for s in rung.stages} | {
+        s.id for s in one.rungs[2].stages if s.kind != "train"
     }
     assert [a.part.key == b.part.key for a, b in zip(one.rungs, two.rungs, strict=True)] == [True, True, False]
     assert one.whole.key != two.whole.key
@@ -67,7 +65,7 @@ def test_trials_share_the_iterations_in_which_their_levels_agree(search: Search)
 def test_a_trial_of_more_iterations_goes_on_where_a_shorter_one_ended(search: Search) -> None:
     short, long = trial(search, 1.0, 0.5, words=("iterations=2",)), trial(search, 1.0, 0.5, 0.25)
     assert kinds(long)[:2] == kinds(short)
-    assert [name_of(s) for s in long.path[: len(short.path)]] == [name_of(s) for s in short.path]
+    assert [s.id for s in long.path[: len(short.path)]] == [s.id for s in short.path]
 
 
 def test_rungs_can_be_experiments_of_their_own(search: Search) -> None:
@@ -90,7 +88,7 @@ def test_a_share_of_one_is_the_whole_evaluation(search: Search) -> None:
 
     found = trial(replace(search, share=1.0), 1.0, 0.5, 0.25)
     assert found.rungs[-1].part.key == found.whole.key
-    assert found.record()["rungs"][-1]["part"] == name_of(found.whole)
+    assert found.record()["rungs"][-1]["part"] == found.whole.id
 
 
 def test_without_iterations_a_trial_is_its_supervised_stage(search: Search) -> None:

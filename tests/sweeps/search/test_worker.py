@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from iris import compose, run
 from iris.execution import interruption
 from iris.execution.interruption import Interrupted
+from iris.store import split_id
 from sweeps import __main__ as command
 from sweeps.launch import local
 from sweeps.launch.launchers import load_launcher
@@ -158,7 +159,7 @@ def test_the_verdict_reaches_every_process(tmp_path: Path) -> None:
     assert "pruned" in said[0] and "trial" not in said[1], "one of them speaks"
     for name in stored(tmp_path):
         if name.startswith("train/"):
-            assert begun(path).store.get(*name.split("/")).manifest["cost"]["processes"] == 2
+            assert begun(path).store.get(*split_id(name)).manifest["cost"]["processes"] == 2
 
 
 def test_workers_that_live_are_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from sweeps.cost.model_size import ModelSize
 from sweeps.study.declare import points
 from sweeps.study.experiments import compose_all
 from sweeps.study.file import load_study
-from sweeps.study.plan import Plan, make_plan, name_of
+from sweeps.study.plan import Plan, make_plan
 from sweeps.study.presets import names
 from sweeps.study.why import why
 
@@ -85,17 +85,16 @@ GRID = {"grid": {"method": ["iris", "spin"], "data.size": [100, 200]}, "base": {
 def test_every_stage_is_there_once_after_its_inputs_with_its_users(planned: Planner) -> None:
     plan = planned(GRID)
     assert len(plan.experiments) == 4
-    assert {name for e in plan.experiments for name in map(name_of, e.chain.stages)} == set(plan.stages)
+    assert {stage.id for e in plan.experiments for stage in e.chain.stages} == set(plan.stages)
     done: set[str] = set()
     for name, stage in plan.stages.items():
-        inputs = [key for x in stage.input_keys.values() for key in ([x] if isinstance(x, str) else x)]
-        assert done.issuperset(inputs)
-        assert name == name_of(stage)
-        assert plan.users[name] == [n for n, e in enumerate(plan.experiments) if name in map(name_of, e.chain.stages)]
+        assert done.issuperset(parent.key for parent in stage.parents)
+        assert name == stage.id
+        assert plan.users[name] == [n for n, e in enumerate(plan.experiments) if stage in e.chain.stages]
         done.add(stage.key)
-    assert plan.users[name_of(of_kind(plan, "base")[0])] == [0, 1, 2, 3]
-    assert [plan.users[name_of(s)] for s in of_kind(plan, "sft")] == [[0, 2], [1, 3]]
-    assert all(len(plan.users[name_of(s)]) == 1 for s in of_kind(plan, "train"))
+    assert plan.users[of_kind(plan, "base")[0].id] == [0, 1, 2, 3]
+    assert [plan.users[s.id] for s in of_kind(plan, "sft")] == [[0, 2], [1, 3]]
+    assert all(len(plan.users[s.id]) == 1 for s in of_kind(plan, "train"))
 
 
 def test_what_is_in_the_store_is_cached_and_the_rest_missing_in_order(planned: Planner, store: Store) -> None:
@@ -105,8 +104,8 @@ def test_what_is_in_the_store_is_cached_and_the_rest_missing_in_order(planned: P
         finish(store, stage)
     finish(store, of_kind(plan, "sft")[0], epochs=99.0)  # of another study
     again = planned(GRID)
-    assert again.cached == {name_of(s) for s in plan.missing[:3]}
-    assert [name_of(s) for s in again.missing] == [name_of(s) for s in plan.missing[3:]]
+    assert again.cached == {s.id for s in plan.missing[:3]}
+    assert [s.id for s in again.missing] == [s.id for s in plan.missing[3:]]
 
 
 @pytest.mark.parametrize("study", names("study"))
@@ -122,8 +121,8 @@ def test_every_shipped_study_can_be_planned(planned: Planner, store: Store, stud
 def test_data_efficiency_shares_the_supervised_stage_of_each_size(planned: Planner) -> None:
     plan = planned("data_efficiency", *HUB)
     assert len(plan.experiments) == 105
-    assert sorted(len(plan.users[name_of(s)]) for s in of_kind(plan, "sft")) == [7] * 15
-    assert len({plan.experiments[n].config.data.size for n in plan.users[name_of(of_kind(plan, "sft")[0])]}) == 1
+    assert sorted(len(plan.users[s.id]) for s in of_kind(plan, "sft")) == [7] * 15
+    assert len({plan.experiments[n].config.data.size for n in plan.users[of_kind(plan, "sft")[0].id]}) == 1
 
 
 def test_a_model_of_the_hub_out_of_reach_is_one_line(planned: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +186,7 @@ def test_iterations_in_common_are_a_saving_of_their_own(planned: Planner, store:
     base = {"base": {"method": "iris", "schedule": "levels", "iterations": 2}}
     plan = planned(levels | base)
     together, alone = estimate(plan, store), estimate(planned(levels | base, "schedule.levels=[0.5,1.0]"), store)
-    assert [len(plan.users[name_of(stage)]) for stage in of_kind(plan, "train")] == [2, 1, 1]
+    assert [len(plan.users[stage.id]) for stage in of_kind(plan, "train")] == [2, 1, 1]
     assert together.hours + together.shared + together.prefixes == pytest.approx(2 * alone.hours)
     assert together.shared > 0 and together.prefixes > 0
 
@@ -228,9 +227,7 @@ def test_finished_stages_correct_the_model(planned: Planner, store: Store) -> No
 def test_stages_of_another_study_are_like_those_of_the_same_name(planned: Planner, store: Store) -> None:
     study = {"base": {"method": "spin"}, "seeds": [0]}
     plan = planned(study)
-    finish(
-        store, of_kind(plan, "train")[0], epochs=plan.stages[name_of(of_kind(plan, "train")[0])].identity["epochs"] * 2
-    )
+    finish(store, of_kind(plan, "train")[0], epochs=plan.stages[of_kind(plan, "train")[0].id].identity["epochs"] * 2)
     found = estimate(planned({"base": {"method": "spin"}, "seeds": [5]}), store)
     assert found.measured == {"train": 1}
     assert 5 < by_kind(found)["train"] * 3600 < 10, "it had twice the epochs, and started once"
@@ -302,7 +299,7 @@ def test_why_of_a_finished_a_resumable_and_an_unknown_stage(planned: Planner, st
     work.mkdir(parents=True)
     (work / "checkpoint").write_text("x")
     again = planned({"base": {"method": "spin"}})
-    assert "is finished and will not run" in why(again, store, name_of(base))
+    assert "is finished and will not run" in why(again, store, base.id)
     assert "continues from its checkpoint" in why(again, store, f"sft/{sft.key}")
     with pytest.raises(UserError, match=rf"no such stage\. Did you mean '{sft.key}'"):
         why(again, store, f"sft/{sft.key[:-1]}")
