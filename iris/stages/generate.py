@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from iris.data import examples
+from iris.data.rows import read_rows, shard_digest, slices
 from iris.execution.device import find_device
 from iris.execution.runner import Context
 from iris.model.policy import load_policy, model_folder
@@ -20,14 +20,14 @@ from iris.store import Claim
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Sample with a seed of its own for every prompt, so that a response depends on no other prompt."""
     identity, policy = stage.identity, stage.one("policy")
-    rows = examples.read_rows(context.artifact(stage.one("data")))
-    slices = examples.shards(rows.ids, identity["shard"])
+    rows = read_rows(context.artifact(stage.one("data")))
+    parts = slices(rows, identity["shard"])
     sampling = Sampling(identity["temperature"], identity["top_p"], identity["max_new_tokens"])
     tokenizer = load_tokenizer(context.artifact(base_of(stage)))
     sampler = lazily(lambda: _engine(stage, context))
 
     def work(n: int, claim: Claim, advance: Advance) -> dict[str, Any]:
-        part = range(len(rows.ids))[slices[n]]
+        part = range(len(rows.ids))[parts[n]]
         requests = [
             Request(
                 rows.prompt_tokens[i].tolist(),
@@ -51,10 +51,10 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         }
 
     shards = [
-        Stage("generate", f"{stage.name}-{n:04d}", _part(identity, examples.shard_digest(rows, s)), {"policy": policy})
-        for n, s in enumerate(slices)
+        Stage("generate", f"{stage.name}-{n:04d}", _part(identity, shard_digest(rows, s)), {"policy": policy})
+        for n, s in enumerate(parts)
     ]
-    sizes = [len(range(len(rows.ids))[s]) * identity["samples"] for s in slices]
+    sizes = [len(range(len(rows.ids))[s]) * identity["samples"] for s in parts]
     done, results = run_shards(shards, sizes, work, context, f"generate {stage.name}", "responses")
     return results | {
         "responses": sum(a.results["responses"] for a in done),
@@ -63,7 +63,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 
 
 def seed(identity: Any, prompt_id: str) -> int:
-    """The seed of one prompt in one iteration: another prompt, iteration or experiment seed gives an unrelated one."""
+    """Return the seed of one prompt; another prompt, iteration or experiment seed gives an unrelated one."""
     text = f"{identity['seed']}:{identity['iteration']}:{prompt_id}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 

@@ -1,4 +1,4 @@
-"""The tables that stages hand on: sampled responses and log-probabilities, as parquet, one file a shard."""
+"""Sampled responses and their log-probabilities as parquet tables, one file a shard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris.data.examples import lists
+from iris.data.rows import lists
 from iris.execution.runner import Context
 from iris.plan import Stage
 from iris.store import Artifact
@@ -23,7 +23,7 @@ def write_responses(
     texts: Sequence[Sequence[str]],
     finished: Sequence[Sequence[bool]],
 ) -> None:
-    """One row per response: [prompt][sample] flattened."""
+    """Write one row per response: [prompt][sample] flattened."""
     table = {
         "id": [i for i, samples in zip(ids, tokens, strict=True) for _ in samples],
         "sample": [k for samples in tokens for k in range(len(samples))],
@@ -35,7 +35,7 @@ def write_responses(
 
 
 def read_responses(stage: Stage, context: Context) -> list[list[np.ndarray]]:
-    """Token ids of a `generate` stage as [sample][prompt], prompts in the order of the data."""
+    """Return the token ids of a `generate` stage as [sample][prompt], prompts in the order of the data."""
     samples = int(stage.identity["samples"])
     responses: list[list[np.ndarray]] = [[] for _ in range(samples)]
     for artifact in shards(stage, context):
@@ -45,16 +45,16 @@ def read_responses(stage: Stage, context: Context) -> list[list[np.ndarray]]:
 
 
 def write_scores(folder: Path, logps: np.ndarray, counts: np.ndarray) -> None:
-    """Summed log-probabilities (float64, nats) and numbers of tokens, one row per response."""
+    """Write summed log-probabilities (float64, nats) and numbers of tokens, one row per response."""
     pq.write_table(pa.table({"logp": logps.astype(np.float64), "tokens": counts.astype(np.int32)}), folder / SCORES)
 
 
 def read_scores(stage: Stage, context: Context) -> np.ndarray:
-    """Log-probabilities of a `score` stage as [sample, prompt] (float64, nats)."""
+    """Return the log-probabilities of a `score` stage as [sample, prompt] (float64, nats)."""
     values = [pq.read_table(a.folder / SCORES)["logp"].to_numpy() for a in shards(stage, context)]
     return np.concatenate(values).reshape(-1, int(context.artifact(stage).results["samples"])).T
 
 
 def shards(stage: Stage, context: Context) -> list[Artifact]:
-    """The shards of a finished stage, in the order of the data."""
+    """Return the shards of a finished stage, in the order of the data."""
     return [context.load(stage.kind, key) for key in context.artifact(stage).manifest["inputs"]["shards"]]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iris.data import examples
+from iris.data.rows import read_rows, shard_digest, slices
 from iris.execution.device import find_device
 from iris.execution.runner import Context
 from iris.model.logprobs import Policy
@@ -21,15 +21,15 @@ from iris.store import Claim
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Score the annotated responses (the input is `data`) or the synthetic ones (the input is `generate`)."""
     policy, source = stage.one("policy"), stage.one("responses")
-    rows = examples.read_rows(context.artifact(stage.one("data")))
+    rows = read_rows(context.artifact(stage.one("data")))
     responses: Sequence[Sequence[Any]] = (
         [rows.response_tokens] if source.kind == "data" else read_responses(source, context)
     )
-    slices = examples.shards(rows.ids, stage.identity["shard"])
+    parts = slices(rows, stage.identity["shard"])
     scorer = lazily(lambda: _scorer(stage, context))
 
     def work(n: int, claim: Claim, advance: Advance) -> dict[str, Any]:
-        part = [Row(rows.prompt_tokens[i], [r[i] for r in responses]) for i in range(len(rows.ids))[slices[n]]]
+        part = [Row(rows.prompt_tokens[i], [r[i] for r in responses]) for i in range(len(rows.ids))[parts[n]]]
         logps = _score(scorer(), part, context, advance)
         counts = np.array([[len(r) for r in row.responses] for row in part])
         write_scores(claim.new, logps.ravel(), counts.ravel())
@@ -39,7 +39,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
             "tokens": sum(row.tokens for row in part),
         }
 
-    digests = [examples.shard_digest(rows, s) for s in slices]
+    digests = [shard_digest(rows, s) for s in parts]
     if source.kind == "generate":
         digests = context.artifact(source).manifest["inputs"]["shards"]
     identity = {"precision": stage.identity["precision"]}
@@ -47,7 +47,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         Stage("score", f"{stage.name}-{n:04d}", identity | {"responses": digest}, {"policy": policy})
         for n, digest in enumerate(digests)
     ]
-    sizes = [len(range(len(rows.ids))[s]) for s in slices]
+    sizes = [len(range(len(rows.ids))[s]) for s in parts]
     done, results = run_shards(shards, sizes, work, context, f"score {stage.name}", "prompts")
     total = sum(a.results["responses"] for a in done)
     return results | {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from iris.data import examples
+from iris.data.rows import read_rows
 from iris.execution.runner import Context
 from iris.plan import Stage
 from iris.store import Claim
@@ -12,6 +12,6 @@ from iris.training.loop import fit
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     """Train on the token-mean negative log-likelihood of the responses."""
-    rows = examples.read_rows(context.artifact(stage.one("data")))
+    rows = read_rows(context.artifact(stage.one("data")))
     training = TrainingSet(rows.prompt_tokens, [rows.response_tokens])
     return fit(stage, context, claim, training, Objective("sft", {}))

@@ -1,4 +1,4 @@
-"""Stages whose work falls into shards: each is an artifact of its own, shared by nested subsets and resumed at."""
+"""Work in shards: each is an artifact, shared by nested subsets, and a killed stage resumes after the last one."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ Work = Callable[[int, Claim, Advance], dict[str, Any]]
 def run_shards(
     shards: Sequence[Stage], sizes: Sequence[int], work: Work, context: Context, label: str, unit: str
 ) -> tuple[list[Artifact], dict[str, Any]]:
-    """Compute the missing shards, each process its share. `work(n, claim, advance)` computes shard n. Returns all of
-    them, and what their stage reports: its inputs, what it spent on them, and what all of them cost, whoever did it.
+    """Compute the missing shards, each process its share, with `work(n, claim, advance)` for shard n.
 
-    `sizes` counts the units of each shard, for the progress line. A shard that another run holds is waited for.
-    Raises Interrupted, in all processes, when one of them was asked to stop before its last shard.
+    Returns all shards, and the stage's results: its inputs, its own cost and the cost of all shards, cached or not.
+    `sizes` counts the units of each shard for the progress line. A shard that another run holds is waited for.
+    Raises Interrupted in all processes if one is asked to stop before its last shard.
     """
     alone = replace(context, world=World())
     found = [context.store.has(s.id) for s in shards]
@@ -53,7 +53,7 @@ def run_shards(
 
 
 def lazily(make: Callable[[], T]) -> Callable[[], T]:
-    """Call `make` once, at the first use: a model is not loaded when every shard is cached."""
+    """Return a function that calls `make` at its first use only: cached shards need no model."""
     made: list[T] = []
 
     def get() -> T:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from iris.data import examples
+from iris.data.rows import read_rows
 from iris.execution.runner import Context
 from iris.method import schedules
 from iris.plan import Stage
@@ -27,7 +27,7 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 
 def training_set(stage: Stage, context: Context) -> TrainingSet:
     """N = prompts × rounds samples; references [J, R, N] of J players, if the method has any."""
-    rows = examples.read_rows(context.artifact(stage.one("data")))
+    rows = read_rows(context.artifact(stage.one("data")))
     rounds = [read_responses(g, context) for g in stage.many("generate")]
     if not rounds:
         return TrainingSet(rows.prompt_tokens, [rows.response_tokens])

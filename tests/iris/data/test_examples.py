@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 
 from iris import compose
 from iris.config import Data, Execution, Model
-from iris.data import examples
 from iris.data.contamination import prompt_hash
-from iris.data.examples import Rows
+from iris.data.examples import Example
+from iris.data.rows import ROWS, Rows, read_rows, shard_digest, slices, subset_order
 from iris.errors import UserError
 from iris.execution.progress import Progress
 from iris.execution.runner import Context, ensure
@@ -136,8 +136,8 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], Path]] = {
 def test_every_kind_of_file_gives_the_same_rows(name: str, context: Context, tmp_path: Path) -> None:
     source = WRITERS[name](tmp_path / name, PAIRS)
     artifact = made(of_files(source), context)
-    rows = examples.read_rows(artifact)
-    reference = examples.read_rows(made(of_files(jsonl(tmp_path / "reference.jsonl", PAIRS[::-1])), context))
+    rows = read_rows(artifact)
+    reference = read_rows(made(of_files(jsonl(tmp_path / "reference.jsonl", PAIRS[::-1])), context))
     assert rows.ids == reference.ids
     assert sorted(zip(rows.prompts, rows.responses, strict=True)) == sorted((p["prompt"], p["response"]) for p in PAIRS)
     assert {
@@ -165,10 +165,7 @@ def test_a_hub_repository_at_its_commit(context: Context, tmp_path: Path, offlin
     hub_repository(offline)
     config = Data(name="d", source="hub", path="owner/name", split="train_sft")
     artifact = made(config, context)
-    assert (
-        examples.read_rows(artifact).ids
-        == examples.read_rows(made(of_files(jsonl(tmp_path / "d.jsonl", PAIRS)), context)).ids
-    )
+    assert read_rows(artifact).ids == read_rows(made(of_files(jsonl(tmp_path / "d.jsonl", PAIRS)), context)).ids
     assert artifact.manifest["identity"]["commit"] == COMMIT
     assert made(replace(config, revision=COMMIT), context).key == artifact.key
     assert made(replace(config, split="test_sft"), context).results["rows"] == 2
@@ -197,7 +194,7 @@ def test_a_generated_task(context: Context) -> None:
     train = made(Data(name="g", source="generated", generator=generator), context)
     test = made(Data(name="g", source="generated", generator=generator, split="test"), context)
     assert (train.results["rows"], test.results["rows"]) == (20, 5)
-    assert not set(examples.read_rows(train).prompts) & set(examples.read_rows(test).prompts)
+    assert not set(read_rows(train).prompts) & set(read_rows(test).prompts)
 
 
 def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
@@ -211,32 +208,29 @@ def test_of_chat_messages_the_first_round_counts(context: Context, tmp_path: Pat
         chat(one, two, ("user", "and?"), ("assistant", "no")),
     ]
     config = of_files(jsonl(tmp_path / "d.jsonl", rows), messages="chat")
-    read = examples.read_rows(made(config, context))
+    read = read_rows(made(config, context))
     assert set(zip(read.prompts, read.responses, strict=True)) == {
         ("be kind\n\nwho?", "me"),
         ("question 0?", "answer 0"),
     }
-    columns = examples.read_rows(made(of_files(jsonl(tmp_path / "c.jsonl", PAIRS[:1])), context))
+    columns = read_rows(made(of_files(jsonl(tmp_path / "c.jsonl", PAIRS[:1])), context))
     assert columns.ids[0] in read.ids
     blank = jsonl(tmp_path / "blank.jsonl", [chat(("system", " "), one, two)])
-    assert examples.read_rows(made(replace(config, path=str(blank)), context)).ids == columns.ids
+    assert read_rows(made(replace(config, path=str(blank)), context)).ids == columns.ids
 
 
 def test_messages_from_parquet_and_saved_data_sets(context: Context, tmp_path: Path) -> None:
     rows = [chat(("user", f"question {i}?"), ("assistant", f"answer {i}")) for i in range(3)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-    ids = [
-        examples.read_rows(made(of_files(tmp_path / name, messages="chat"), context)).ids
-        for name in ("d.parquet", "saved")
-    ]
+    ids = [read_rows(made(of_files(tmp_path / name, messages="chat"), context)).ids for name in ("d.parquet", "saved")]
     assert ids[0] == ids[1] and len(ids[0]) == 3
 
 
 def test_tokens_and_hashes(context: Context, tmp_path: Path) -> None:
     artifact = made(of_files(jsonl(tmp_path / "d.jsonl", PAIRS)), context)
-    rows, tokenizer = examples.read_rows(artifact), load_tokenizer(context.artifact(base_stage(MODEL, 0)))
-    table = pq.read_table(artifact.folder / examples.ROWS)
+    rows, tokenizer = read_rows(artifact), load_tokenizer(context.artifact(base_stage(MODEL, 0)))
+    table = pq.read_table(artifact.folder / ROWS)
     assert table.schema.field("prompt_tokens").type == pa.list_(pa.int32())
     for prompt, response, tokens, reply in zip(
         rows.prompts, rows.responses, rows.prompt_tokens, rows.response_tokens, strict=True
@@ -307,7 +301,7 @@ def test_a_prompt_may_have_exactly_the_longest_length(context: Context, tmp_path
 def test_long_responses_are_cut_at_their_end_and_counted(context: Context, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "response": "abcdefgh"[:n]} for n in (6, 7, 8)])
     artifact = made(of_files(source, max_response_tokens=7), context)
-    table = pq.read_table(artifact.folder / examples.ROWS).to_pylist()
+    table = pq.read_table(artifact.folder / ROWS).to_pylist()
     tokenizer = load_tokenizer(context.artifact(base_stage(MODEL, 0)))
     ends = {row["response"]: tokenizer.decode(row["response_tokens"]) for row in table}
     assert ends == {"abcdef": "abcdef</s>", "abcdefg": "abcdefg", "abcdefgh": "abcdefg"}
@@ -340,7 +334,7 @@ def results_of(stage: Stage, context: Context, folder: Path) -> dict[str, Any]:
 
 
 def written(folder: Path) -> Rows:
-    return examples.read_rows(Artifact(folder / "new", {}))
+    return read_rows(Artifact(folder / "new", {}))
 
 
 @st.composite
@@ -371,20 +365,20 @@ def test_smaller_subsets_are_prefixes_of_larger_ones_in_any_order_of_the_source(
     assert one.ids == two.ids[:small]
     for a, b in zip(one.response_tokens, two.response_tokens, strict=False):
         assert np.array_equal(a, b)
-    for part in examples.shards(one.ids, 2)[: small // 2]:
-        assert examples.shard_digest(one, part) == examples.shard_digest(two, part)
+    for part in slices(one, 2)[: small // 2]:
+        assert shard_digest(one, part) == shard_digest(two, part)
 
 
 def test_ids_and_order_are_those_of_every_machine() -> None:
     """Values computed apart, with a shell's sha256sum."""
-    example = examples.Example(0, "question 0?", "answer 0")
+    example = Example(0, "question 0?", "answer 0")
     assert example.id == "99ab0f687c364d67"
-    assert examples.subset_order(["a", "b", "c", "d"], 0) == [3, 0, 2, 1]
+    assert subset_order(["a", "b", "c", "d"], 0) == [3, 0, 2, 1]
 
 
 def test_another_subset_seed_gives_another_order(context: Context, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", PAIRS)
-    orders = [examples.read_rows(made(of_files(source, subset_seed=seed), context)).ids for seed in range(2)]
+    orders = [read_rows(made(of_files(source, subset_seed=seed), context)).ids for seed in range(2)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
@@ -464,7 +458,7 @@ def test_a_folder_gives_the_files_named_after_the_split(context: Context, tmp_pa
         ("d.jsonl", b'{"prompt": "\xe9"}\n', "d.jsonl cannot be read as jsonl"),
         ("d.csv", b'prompt,response\na,"b\xff"\n', "d.csv cannot be read as csv"),
         ("d.parquet", b"PAR1 and nothing more", "d.parquet cannot be read as parquet"),
-        ("d.txt", b"a\n", r"d.txt: choose a file that ends in .jsonl, .json, .parquet, .csv, or a folder"),
+        ("d.txt", b"a\n", r"d.txt: choose a file that ends in .jsonl, .json, .csv, each .* or .parquet, or a folder"),
         ("in/d.txt", b"a\n", r"in holds no file that ends in .jsonl"),
     ],
 )
@@ -486,9 +480,9 @@ def test_marks_and_blank_lines_in_text_files(context: Context, tmp_path: Path) -
     table, lines = tmp_path / "d.csv", tmp_path / "d.jsonl"
     table.write_bytes(b'\xef\xbb\xbfprompt,response\r\n"who, or ""what""?\nhere","a\nb"\r\nx,y,z\r\n')
     lines.write_bytes(b'\xef\xbb\xbf{"prompt": "x", "response": "y"}\n\n{"prompt": "x", "response": "\\u00fc"}')
-    rows = examples.read_rows(made(of_files(table), context))
+    rows = read_rows(made(of_files(table), context))
     assert set(zip(rows.prompts, rows.responses, strict=True)) == {('who, or "what"?\nhere', "a\nb"), ("x", "y")}
-    assert set(examples.read_rows(made(of_files(lines), context)).responses) == {"y", "ü"}
+    assert set(read_rows(made(of_files(lines), context)).responses) == {"y", "ü"}
 
 
 def rows_of(count: int) -> Rows:
@@ -499,7 +493,7 @@ def rows_of(count: int) -> Rows:
 
 @pytest.mark.parametrize(("count", "size"), [(0, 3), (1, 3), (6, 3), (7, 3), (7, 1), (2, 100)])
 def test_shards_cover_all_rows_once(count: int, size: int) -> None:
-    parts = examples.shards([str(i) for i in range(count)], size)
+    parts = slices(rows_of(count), size)
     assert [i for part in parts for i in range(count)[part]] == list(range(count))
     assert all(part.stop - part.start == size for part in parts[:-1])
 
@@ -519,13 +513,13 @@ def altered(rows: Rows) -> Iterator[Rows]:
 
 def test_a_shards_digest_depends_on_its_rows_alone() -> None:
     rows, part = rows_of(6), slice(0, 3)
-    digest = examples.shard_digest(rows, part)
-    assert digest == examples.shard_digest(rows_of(3), part) != examples.shard_digest(rows, slice(3, 6))
+    digest = shard_digest(rows, part)
+    assert digest == shard_digest(rows_of(3), part) != shard_digest(rows, slice(3, 6))
     wide = replace(rows, prompt_tokens=[t.astype(np.int64) for t in rows.prompt_tokens])
-    assert examples.shard_digest(wide, part) == digest
+    assert shard_digest(wide, part) == digest
     for other in altered(rows):
-        assert examples.shard_digest(other, part) != digest
-        assert examples.shard_digest(other, slice(3, 6)) == examples.shard_digest(rows, slice(3, 6))
+        assert shard_digest(other, part) != digest
+        assert shard_digest(other, slice(3, 6)) == shard_digest(rows, slice(3, 6))
 
 
 def test_only_the_main_process_writes(context: Context, tmp_path: Path) -> None:
@@ -543,7 +537,7 @@ def test_a_run_that_was_killed_begins_anew(context: Context, tmp_path: Path) -> 
     (tmp_path / "2" / "new").mkdir()
     again = stage_data.run(stage, context, Claim(tmp_path / "2" / "new", tmp_path / "2" / "work"))
     assert again == whole
-    for name in (examples.ROWS, "prompts.txt"):
+    for name in (ROWS, "prompts.txt"):
         assert (tmp_path / "1" / "new" / name).read_bytes() == (tmp_path / "2" / "new" / name).read_bytes()
 
 
@@ -579,4 +573,4 @@ def test_a_configuration_opens_with_its_command(file: Path) -> None:
 def test_any_seed_and_size_give_a_permutation() -> None:
     ids = [f"{random.Random(i).getrandbits(64):016x}" for i in range(500)]
     for seed in range(3):
-        assert sorted(examples.subset_order(ids, seed)) == list(range(500))
+        assert sorted(subset_order(ids, seed)) == list(range(500))
