@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from iris.errors import UserError
+from iris.files import write_atomic
 
 _LARGE = 1 << 26  # bytes
 _HIDDEN = (".", "__", "~", "#")  # how names of hidden and editors' files and folders begin
@@ -122,10 +123,7 @@ def _of_file(path: Path, state: tuple[int, int]) -> str:
     # Weights of many gigabytes would cost seconds at every start: their hash is kept until size or time change.
     kept = _kept() / digest(str(path.absolute()), *map(str, state))
     if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        new = kept.with_suffix(f".{os.getpid()}")
-        new.write_text(_hash(path))
-        new.replace(kept)
+        write_atomic(kept, _hash(path))
     return kept.read_text()
 
 

@@ -22,6 +22,7 @@ from iris.errors import UserError
 from iris.execution import processes, runner
 from iris.execution.progress import Progress
 from iris.execution.world import World
+from iris.files import write_atomic
 from iris.method.registry import METHODS
 from iris.plan import Chain
 from iris.store import Store, storage_errors
@@ -81,8 +82,7 @@ def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
 
 def _prepare(folder: Path, config: Config) -> None:
     with storage_errors(Path(config.output).absolute(), "output"):
-        folder.mkdir(parents=True, exist_ok=True)
-        table.replace(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from iris.errors import UserError
+from iris.files import sync
 
 MANIFEST = "manifest.json"
 _STORAGE_ERRORS = {
@@ -207,14 +208,14 @@ class Store:
         for p in [*files, path]:
             p.chmod(0o666 & ~_umask())  # some writers leave files that only their owner can read
         for p in [*files, path, claim.new]:
-            _fsync(p)
+            sync(p)
         target = self.folder(kind, key)
         try:
             claim.new.rename(target)
         except OSError as error:  # a second writer on a file system without locks: the first result stays
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        _fsync(target.parent)
+        sync(target.parent)
         shutil.rmtree(claim.work, ignore_errors=True)
         found = self.find(kind, key)
         if found is None:
@@ -278,11 +279,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

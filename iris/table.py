@@ -1,14 +1,14 @@
 """The final table of an experiment: one line per policy, read from manifests alone."""
 
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from iris.cost import cost
+from iris.files import write_atomic
 from iris.plan import Chain, Row
 from iris.store import Artifact, Store
 
@@ -44,7 +44,7 @@ def _line(row: Row, store: Store) -> Line:
         policy.results.get("alpha"),
         policy.results.get("gap"),
         int(policy.results.get("packed_tokens", 0)),
-        sum(seconds(a.manifest["cost"]) for a in stages),
+        sum(cost(a.manifest, whole=True).seconds for a in stages),
         results["main"],
     )
 
@@ -53,11 +53,6 @@ def _own_stages(row: Row, store: Store) -> list[Artifact]:
     """The generation and scoring of the iteration that led to the policy."""
     stages = [*row.scores, *([row.policy.many("generate")[-1]] if row.policy.many("generate") else [])]
     return [_manifest(store, s.kind, s.key) for s in stages]
-
-
-def seconds(cost: Mapping[str, Any]) -> float:
-    """Wall seconds of a stage by the cost in its manifest, its shards included."""
-    return float(cost["seconds"] + cost.get("shards", {}).get("seconds", 0.0))
 
 
 def _manifest(store: Store, kind: str, key: str) -> Artifact:
@@ -96,17 +91,10 @@ def markdown(chain: Chain, table: list[Line]) -> str:
 
 def write(folder: Path, chain: Chain, table: list[Line], facts: dict[str, Any]) -> None:
     """Leave the table in the run's folder as Markdown and JSON."""
-    replace(folder / "table.md", markdown(chain, table))
+    write_atomic(folder / "table.md", markdown(chain, table))
     content = {"experiment": chain.name, "rows": [vars(line) for line in table]} | facts
     content["stages"] = [{"kind": s.kind, "key": s.key} for s in chain.stages]
-    replace(folder / "table.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file that others may read or write at the same time: all of it or nothing."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text)
-    new.replace(path)
+    write_atomic(folder / "table.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def contamination(chain: Chain, store: Store) -> tuple[int, int]:

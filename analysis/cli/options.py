@@ -1,7 +1,6 @@
 """What the commands of `python -m analysis` are told, and where their tables go."""
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from analysis.collect.frames import Frames, load
 from analysis.show import table
 from analysis.show.table import Sheet
 from iris.errors import UserError, nearest
+from iris.files import write_atomic
 from sweeps.cli.arguments import Arguments, parse
 
 COMMON = ("study", "store")
@@ -76,10 +76,7 @@ def show(given: Arguments, sheets: Sequence[Sheet]) -> None:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises UserError where that is not possible."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(content)
-        new.replace(path)
+        write_atomic(path, content)
     except OSError as error:
         raise UserError(f"out={path}: {error.strerror}.") from error

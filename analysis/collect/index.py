@@ -7,6 +7,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import re
@@ -26,6 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from iris.cost import cost
+from iris.files import write_atomic
 from iris.store import Damaged, Store, split_id
 
 _TEXT, _NUMBER, _CODED = pa.string(), pa.float64(), pa.dictionary(pa.int32(), pa.string())  # coded: many rows share it
@@ -158,13 +161,13 @@ def _read_some(store: Store, names: Iterable[str]) -> tuple[Tables, list[str]]:
 
 
 def _stage(name: str, manifest: Mapping[str, Any]) -> Row:
-    cost, results, identity = manifest["cost"], manifest["results"], manifest["identity"]
-    shards, provenance = cost.get("shards", {}), manifest["provenance"]
-    spent = [float(cost[unit] + shards.get(unit, 0.0)) for unit in ("seconds", "gpu_seconds", "tokens")]
+    results, identity, provenance = manifest["results"], manifest["identity"], manifest["provenance"]
+    spent = cost(manifest, whole=True)
+    amounts = spent.seconds, spent.gpu_seconds, spent.tokens
     numbers = [results.get("alpha"), results.get("gap"), results.get("rows"), identity.get("batch")]
     revision = identity.get("commit") or identity.get("content") or identity.get("package") or ""
     said = json.dumps({key: provenance[key] for key in _SAID if key in provenance}, sort_keys=True)
-    return name, *spent, *(_NAN if n is None else float(n) for n in numbers), str(revision), said
+    return name, *amounts, *(_NAN if n is None else float(n) for n in numbers), str(revision), said
 
 
 def _scores(row: int, content: Mapping[str, Any], stderr: float | None) -> Iterator[Row]:
@@ -244,8 +247,7 @@ def _save(folder: Path, tables: Tables) -> None:
 
 def _write(path: Path, table: pa.Table) -> None:
     """Whole or not at all; a store that may not be written is read again next time."""
-    new = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    content = io.BytesIO()
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.unify_dictionaries(), new)
-        new.replace(path)
+        pq.write_table(table.unify_dictionaries(), content)
+        write_atomic(path, content.getvalue())

@@ -5,7 +5,6 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; markers and dash
 
 import functools
 import io
-import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from matplotlib.lines import Line2D
 
 from analysis.collect.frames import Frames
 from analysis.compare import methods as arms
+from iris.files import write_atomic
 from iris.method.registry import METHODS
 
 Draw = Callable[[Frames], Figure | None]
@@ -221,10 +221,10 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = ("png", "svg", "pd
     made = []
     for name in formats:
         path = stem.with_name(f"{stem.name}.{name}")
-        new = path.with_name(f".{os.getpid()}-{path.name}")
+        content = io.BytesIO()
         with matplotlib.rc_context(_RC):
-            figure.savefig(new, format=name, dpi=200, metadata=_METADATA[name])
-        new.replace(path)
+            figure.savefig(content, format=name, dpi=200, metadata=_METADATA[name])
+        write_atomic(path, content.getvalue())
         made.append(path)
     return made
 

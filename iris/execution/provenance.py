@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from iris.files import write_atomic
+
 ORIGIN = "code.json"  # beside this file in a copy of the code: what `code` found where it was copied from
 _PACKAGES = ["iris-selfplay", "torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "vllm", "numpy"]
 _PACKAGES += ["lm-eval", "hydra-core", "reasoning-gym"]
@@ -45,8 +47,7 @@ def code(store: Path) -> dict[str, str | None]:
     if not diff:
         return {"commit": commit.strip(), "diff": None}
     name = f".code/{hashlib.sha256(diff.encode()).hexdigest()[:16]}.diff"
-    (store / ".code").mkdir(parents=True, exist_ok=True)
-    (store / name).write_text(diff)
+    write_atomic(store / name, diff)
     return {"commit": commit.strip(), "diff": name}
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from iris.cost import UNITS, cost
 from iris.execution import interruption
 from iris.execution.interruption import Interrupted
 from iris.execution.runner import Context, Cost, compute
@@ -45,10 +46,9 @@ def run_shards(
                     costs.append(compute(shards[n], alone, claim, run))
     if any(context.world.gather(left)):  # all processes wait here for one another
         raise Interrupted(f"{label}: stopped between two shards")
-    spent = {name: sum(cost[name] for cost in costs) for name in ("seconds", "cpu_seconds")}
+    spent = {name: sum(own[name] for own in costs) for name in ("seconds", "cpu_seconds")}
     done = [context.load(s.kind, s.key) for s in shards]
-    names = ("seconds", "cpu_seconds", "gpu_seconds", "tokens")
-    total = {name: sum(a.manifest["cost"][name] for a in done) for name in names}
+    total = {unit: sum(getattr(cost(a.manifest), unit) for a in done) for unit in UNITS}
     return done, {"inputs": {"shards": [a.key for a in done]}, "spent": spent, "shards": total}
 
 

@@ -24,10 +24,10 @@ from sweeps.cli.amounts import duration
 from sweeps.cli.arguments import parse
 from sweeps.state.exit_reason import ExitReasons
 from sweeps.state.finished import Finished
-from sweeps.state.job_status import PREEMPTED, STALLED
+from sweeps.state.job_status import PREEMPTED, STALLED, UNKNOWN
 from sweeps.state.records import FAILED, QUEUED, RUNNING
 from sweeps.state.selection import check_study, open_store, study_name
-from sweeps.state.study_status import LIVE, UNKNOWN, Experiment, StudyStatus, Submitted, jobs_of
+from sweeps.state.study_status import Experiment, StudyStatus, Submitted, jobs_of
 
 _SECONDS = 5.0  # between two looks of --watch
 _PIPED = 160  # columns where the output is no terminal and COLUMNS does not say
@@ -101,7 +101,7 @@ class View:
         return Group(*content, *([Text(study_status.silence, "yellow")] if study_status.silence else []))
 
     def _note(self, experiments: Sequence[Experiment], jobs: Sequence[Submitted]) -> None:
-        self.live, self.line = any(j.status.state in LIVE for j in jobs), status_table.counts(experiments)
+        self.live, self.line = any(j.status.live for j in jobs), status_table.counts(experiments)
 
     def _studies(self, study_status: StudyStatus) -> Iterator[RenderableType]:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

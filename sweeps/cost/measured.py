@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from iris.cost import cost
 from iris.plan import VERSIONS, Stage
 from iris.store import Artifact, Store
 from sweeps.study.plan import Plan, seedless
@@ -47,23 +48,16 @@ def _like(kind: str, stages: Sequence[tuple[str, Stage]], plan: Plan, store: Sto
 
 
 def _sample(stage: Stage, artifact: Artifact, store: Store) -> Measured:
-    cost = artifact.manifest["cost"]
-    shards = artifact.manifest["inputs"].get("shards", [])
-    parts = [a for key in shards[:_SHARDS] if (a := store.find(stage.kind, key))]
-    scale = len(shards) / max(1, len(parts))
+    spent = cost(artifact.manifest)
+    parts = [a for key in spent.shards[:_SHARDS] if (a := store.find(stage.kind, key))]
+    scale = len(spent.shards) / max(1, len(parts))
     return Measured(
         stage,
         artifact.results,
-        _seconds(artifact) + scale * sum(map(_seconds, parts)),
-        bool(cost["gpu_seconds"]),
+        spent.device_seconds + scale * sum(cost(a.manifest).device_seconds for a in parts),
+        bool(spent.gpu_seconds),
         _stored(artifact) + scale * sum(map(_stored, parts)),
     )
-
-
-def _seconds(artifact: Artifact) -> float:
-    """Device seconds: of GPUs where there were some, else of processes."""
-    cost = artifact.manifest["cost"]
-    return float(cost["gpu_seconds"] or cost["seconds"] * cost["processes"])
 
 
 def _stored(artifact: Artifact) -> float:

@@ -22,6 +22,7 @@ from iris.errors import UserError
 from iris.execution import interruption
 from iris.execution.interruption import Interrupted
 from iris.execution.progress import Progress
+from iris.files import write_atomic
 from iris.store import Store
 from sweeps.launch import snapshot
 from sweeps.launch.launchers import Local
@@ -79,7 +80,7 @@ def _run_here(folder: Folder, work: Work, progress: Progress) -> None:
 
 def start(folder: Folder, jobs: Iterable[JobRecord], schedule: Schedule, code: Path) -> None:
     """Write down the jobs of a launch and start their scheduler, as a process that nothing here holds on to."""
-    (folder.path / "schedule.pkl").write_bytes(pickle.dumps(schedule))
+    write_atomic(folder.path / "schedule.pkl", pickle.dumps(schedule))
     with folder.lock("launcher").acquire():  # until the scheduler holds its own
         folder.add_jobs(jobs)
         _start(folder, code)

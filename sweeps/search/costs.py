@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from iris.cost import cost
 from iris.store import Store, split_id
 
 # The part of a manifest's cost, and what an hour of it is called.
@@ -29,9 +30,10 @@ class Ledger:
             found = self.store.find(kind, key)
             self.hours[name] = None
             if found is not None:
-                self.shards[name] = [f"{kind}/{shard}" for shard in found.manifest["inputs"].get("shards", [])]
+                spent = cost(found.manifest)
+                self.shards[name] = [f"{kind}/{shard}" for shard in spent.shards]
                 self.reused[name] = [f"evaluate/{key}" for key in found.manifest["provenance"].get("reused", {})]
-                self.hours[name] = found.manifest["cost"][_SECONDS[self.unit]] / 3600
+                self.hours[name] = getattr(spent, _SECONDS[self.unit]) / 3600
         return self.hours[name]
 
     def everything(self, names: Iterable[str]) -> set[str]:

@@ -1,6 +1,6 @@
 """Pictures of a search, drawn by Optuna: history, importance, slices, and the front of score against cost."""
 
-import os
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +16,8 @@ matplotlib.use("Agg")  # files, no window
 from matplotlib import pyplot
 from matplotlib.ticker import MaxNLocator
 from optuna.visualization import matplotlib as draw
+
+from iris.files import write_atomic
 
 Front = dict[int, float]  # the hours of each completed trial, by its number
 
@@ -76,12 +78,12 @@ def _front(complete: Sequence[FrozenTrial], direction: StudyDirection, objective
 
 
 def _save(path: Path, plot: Callable[[], Any]) -> Path:
-    new = path.with_name(f".{os.getpid()}-{path.name}")
+    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         axes = plot()
         figure = axes.flat[0].figure if hasattr(axes, "flat") else axes.figure
-        figure.savefig(new, dpi=150, bbox_inches="tight")
+        figure.savefig(content, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
-    new.replace(path)
+    write_atomic(path, content.getvalue())
     return path

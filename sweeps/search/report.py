@@ -11,8 +11,8 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
+from iris.files import write_atomic
 from iris.store import Store
-from iris.table import replace
 from sweeps.search.costs import Account, Done, Record, account, of_record, unit_of
 from sweeps.search.file import Search
 from sweeps.search.trial_queue import EXHAUSTED, held, valid
@@ -49,8 +49,8 @@ def write_report(search: Search, study: optuna.Study, store: Store, folder: Path
     lines += ["", *_winners(search, best(trials, search), output), "", *cost_lines(costs)]
     pictures = write_plots(output, trials, study.directions, search.objective, hours, unit)
     _write_trials(output / "trials.csv", trials)
-    replace(output / "costs.json", json.dumps(asdict(costs), indent=1) + "\n")
-    replace(output / "report.md", _markdown(search, lines, pictures))
+    write_atomic(output / "costs.json", json.dumps(asdict(costs), indent=1) + "\n")
+    write_atomic(output / "report.md", _markdown(search, lines, pictures))
     return [*lines, "", f"report: {output / 'report.md'}"]
 
 
@@ -97,7 +97,7 @@ def _winners(search: Search, winners: Sequence[FrozenTrial], output: Path) -> li
     if not winners:
         return ["no trial has come to its end yet"]
     path = output / f"{search.name}-best.yaml"  # a study is called after its file
-    replace(path, study_text(search, winners, path))
+    write_atomic(path, study_text(search, winners, path))
     lines = [("best " if n == 0 else "and  ") + _line(trial, search) for n, trial in enumerate(winners)]
     return [*lines, f"launch it: python -m sweeps launch study={shlex.quote(str(path))}"]
 

@@ -9,8 +9,8 @@ from filelock import FileLock
 from optuna.trial import TrialState
 
 from iris.errors import UserError
+from iris.files import write_atomic
 from iris.store import Store, storage_errors
-from iris.table import replace
 from sweeps.search import optuna_study, records
 from sweeps.search.file import DECLARATION, Search, changed, folder_of, read
 from sweeps.search.trial_queue import EXHAUSTED, valid
@@ -47,7 +47,7 @@ class Session:
             with FileLock(self.folder / "gate.lock", thread_local=False):
                 self._check_same()
                 content = {"search": self.search.to_json(), "storage": self.place}
-                replace(self.folder / DECLARATION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+                write_atomic(self.folder / DECLARATION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def _check_same(self) -> None:
         if not (self.folder / DECLARATION).exists():

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from iris.errors import UserError
+from iris.files import write_atomic
 from sweeps.search import space
 from sweeps.search.file import Search
 from sweeps.search.optuna_study import Exhaustive
@@ -248,7 +249,7 @@ class _Held:
 
     def __init__(self, lock: FileLock, beat: Path) -> None:
         self.lock, self.beat, self.ended = lock, beat, threading.Event()
-        beat.write_text(json.dumps({"host": platform.node(), "pid": os.getpid()}))
+        write_atomic(beat, json.dumps({"host": platform.node(), "pid": os.getpid()}))
         threading.Thread(target=self._beat, daemon=True).start()
 
     @classmethod

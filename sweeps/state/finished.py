@@ -8,8 +8,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from iris.cost import cost
+from iris.files import write_atomic
 from iris.store import MANIFEST, Store, split_id
-from iris.table import replace
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Finished:
         """Keep what was read for the next command; a store that may not be written is no error."""
         if self._changed:
             with contextlib.suppress(OSError):
-                replace(self._path, json.dumps({stage: asdict(entry) for stage, entry in self._entries.items()}))
+                write_atomic(self._path, json.dumps({stage: asdict(entry) for stage, entry in self._entries.items()}))
 
     def _load(self) -> dict[str, Entry]:
         try:
@@ -79,7 +80,7 @@ class Finished:
 
 def _read(stage: str, text: str, at: int) -> Entry:
     manifest = json.loads(text)
-    kind, cost, results = split_id(stage)[0], manifest["cost"], manifest["results"]
-    shards = [f"{kind}/{key}" for key in manifest["inputs"].get("shards", [])]
+    kind, spent, results = split_id(stage)[0], cost(manifest), manifest["results"]
+    shards = [f"{kind}/{key}" for key in spent.shards]
     score, stderr = (results["average"], results["stderr"]) if kind == "evaluate" else (None, None)
-    return Entry(at, cost["gpu_seconds"], cost["cpu_seconds"], shards, score, stderr)
+    return Entry(at, spent.gpu_seconds, spent.cpu_seconds, shards, score, stderr)

@@ -11,8 +11,8 @@ from sweeps.state.exit_reason import ExitReasons
 from sweeps.state.records import CANCELLED, DONE, ENDED, INTERRUPTED, QUEUED, RUNNING, Folder, JobRecord, Records, State
 from sweeps.state.slurm_cli import Queued
 
-PREEMPTED, STALLED, BLOCKED = "preempted", "stalled", "blocked"
-LIVE = (QUEUED, RUNNING, PREEMPTED, STALLED)
+PREEMPTED, STALLED, BLOCKED, UNKNOWN = "preempted", "stalled", "blocked", "unknown"  # unknown: squeue fails
+LIVE = (RUNNING, STALLED, UNKNOWN, PREEMPTED, QUEUED)
 STALE = 120.0  # seconds without a word after which a running job counts as stalled
 VANISHED = "vanished: it was killed without a word"
 STOPPED = "stopped from outside, after a checkpoint"

@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from iris.files import write_atomic
 from iris.store import Store
 
 QUEUED, RUNNING, INTERRUPTED, DONE, FAILED, CANCELLED = (
@@ -136,7 +137,7 @@ class Folder:
 
     def write_state(self, job: int, state: State) -> None:
         """Replace what is known of job n."""
-        _replace(self.state_file(job), asdict(state))
+        _write(self.state_file(job), asdict(state))
 
     def mark(self, job: int, state: str, error: str = "") -> None:
         """Say in a job's place how it ended (such as CANCELLED), keeping what it said before."""
@@ -172,13 +173,12 @@ class Records:
         folder = self.folder(launch.id)
         for path in (folder.path / "state", folder.logs):
             path.mkdir(parents=True)
-        _replace(folder.path / "launch.json", asdict(launch))
+        _write(folder.path / "launch.json", asdict(launch))
         return folder
 
     def write_study(self, study: str, launch: str, points: Iterable[Mapping[str, Any]]) -> None:
         """Write down a study as it is now: `points` have `name`, `overrides`, `stages` (kind/key) and `facts`."""
-        (self.root / "studies").mkdir(parents=True, exist_ok=True)
-        _replace(self.root / "studies" / f"{study}.json", {"study": study, "launch": launch, "points": list(points)})
+        _write(self.root / "studies" / f"{study}.json", {"study": study, "launch": launch, "points": list(points)})
 
     def study(self, study: str) -> dict[str, Any] | None:
         """The study as it was last launched: `study`, `launch` and `points`."""
@@ -222,9 +222,6 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file at once, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    new.replace(path)
+    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

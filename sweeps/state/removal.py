@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iris.cost import cost
 from iris.errors import UserError
 from iris.store import MANIFEST, Store, split_id
 from sweeps.state.records import held
@@ -96,7 +97,7 @@ def _shards(gone: set[str], manifests: dict[str, Any], others: Sequence[Experime
 
 
 def _named(name: str, manifests: dict[str, Any]) -> list[str]:
-    return [f"{split_id(name)[0]}/{key}" for key in manifests[name]["inputs"].get("shards", [])]
+    return [f"{split_id(name)[0]}/{key}" for key in cost(manifests[name]).shards]
 
 
 def _ancestors(names: Iterator[str] | set[str], manifests: dict[str, Any]) -> set[str]:

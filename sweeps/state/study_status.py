@@ -10,12 +10,11 @@ from iris.plan import VERSIONS
 from iris.store import MANIFEST, Store, split_id
 from sweeps.state import slurm_cli
 from sweeps.state.exit_reason import ExitReasons
-from sweeps.state.job_status import BLOCKED, PREEMPTED, STALLED, JobStatus, JobStatuses
+from sweeps.state.job_status import BLOCKED, LIVE, PREEMPTED, STALLED, UNKNOWN, JobStatus, JobStatuses
 from sweeps.state.records import CANCELLED, DONE, ENDED, FAILED, QUEUED, RUNNING, Folder, JobRecord, Records
 from sweeps.state.slurm_cli import Queued
 
-PLANNED, PRUNED, UNKNOWN = "planned", "pruned", "unknown"
-LIVE = (RUNNING, STALLED, UNKNOWN, PREEMPTED, QUEUED)
+PLANNED, PRUNED = "planned", "pruned"
 # An experiment is in the first of these states that one of its missing stages is in.
 _DECIDING = (FAILED, CANCELLED, STALLED, UNKNOWN, RUNNING, PREEMPTED, QUEUED, PLANNED)
 SEARCH = "search"  # the kind of jobs that run trials
@@ -95,7 +94,7 @@ class StudyStatus:
         """The newest job that holds a missing stage: a live one, if there is one."""
         if stage not in self._newest:
             found = [self._look(folder, job) for folder, job in self.holders(stage)]
-            live = next((submitted for submitted in found if submitted.status.state in LIVE), None)
+            live = next((submitted for submitted in found if submitted.status.live), None)
             self._newest[stage] = live or next(iter(found), None)
         return self._newest[stage]
 
@@ -119,14 +118,14 @@ class StudyStatus:
         """Every job of the store that waits or runs, whatever it is for."""
         jobs = [(folder, job) for folder in self.statuses.launches for job in self.statuses.jobs(folder)]
         open_jobs = [(f, j) for f, j in jobs if not self.stored.issuperset(j.stages)]
-        return [found for found in (self._look(f, j) for f, j in open_jobs) if found.status.state in LIVE]
+        return [found for found in (self._look(f, j) for f, j in open_jobs) if found.status.live]
 
     def workers(self, study: str) -> list[Submitted]:
         """The workers of a search that wait or run; none for any other study."""
         if study not in self._workers:
             own = [folder for folder in self.statuses.launches if folder.launch().study == study]
             jobs = [(f, j) for f in own for j in self.statuses.jobs(f) if j.kind == SEARCH]
-            self._workers[study] = [w for w in (self._look(f, j) for f, j in jobs) if w.status.state in LIVE]
+            self._workers[study] = [w for w in (self._look(f, j) for f, j in jobs) if w.status.live]
         return self._workers[study]
 
     def is_search(self, study: str) -> bool:

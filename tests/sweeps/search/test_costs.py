@@ -20,7 +20,7 @@ def stage(
         "kind": kind,
         "key": key,
         "inputs": {"shards": list(shards)} if shards else {},
-        "cost": {"cpu_seconds": hours * HOUR, "gpu_seconds": gpu * HOUR},
+        "cost": {"seconds": 0.0, "cpu_seconds": hours * HOUR, "gpu_seconds": gpu * HOUR, "tokens": 0, "processes": 1},
         "provenance": {"reused": dict.fromkeys(reused, 1)} if reused else {},
     }
     with store.claim(kind, key) as claim:
