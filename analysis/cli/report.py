@@ -171,7 +171,7 @@ def _commands(found: Table, baseline: str) -> list[str]:
     record = Records(frames.store).study(frames.study) or {}
     commands = []
     if record.get("launch"):
-        launch = Records(frames.store).folder(record["launch"]).launch()
+        launch = Records(frames.store).folder(record["launch"]).launch
         commands.append(["sweeps", "search" if is_search else "launch", *launch.command])
     made = [["table", f"by={by}"] for by in (("trial", "cost") if is_search else tables.STUDY)]
     if not is_search:

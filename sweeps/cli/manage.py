@@ -94,13 +94,13 @@ def _cancel(asked: Asked) -> int:
     with Records(asked.store).lock():  # nobody submits meanwhile
         study_status, chosen = asked.look()
         found = cancellation.find(study_status, chosen, asked.study)
-        dispatch.cancel([(job.folder, job.job) for job in found.jobs])
-    if not found.jobs and not found.left:
+        dispatch.cancel(found.jobs)
+    if not found.jobs and not found.shared:
         print(f"nothing to cancel: nothing waits or runs for {asked.called(chosen)}")
     if found.jobs:
         print(f"cancelled {_many(len(found.jobs), 'job')} of {asked.called(chosen)}")
-    for job, users in found.left[:_SHOWN]:
-        print(f"left: {job.job.kind} {job.job.name}, which is also for {_list(users)}")
+    for job, users in found.shared[:_SHOWN]:
+        print(f"left: {job.record.kind} {job.record.name}, which is also for {_list(users)}")
     return 0
 
 

@@ -24,10 +24,10 @@ from sweeps.cli.amounts import duration
 from sweeps.cli.arguments import parse
 from sweeps.state.exit_reason import ExitReasons
 from sweeps.state.finished import Finished
-from sweeps.state.job_status import PREEMPTED, STALLED, UNKNOWN
+from sweeps.state.job_status import PREEMPTED, STALLED, UNKNOWN, Submitted
 from sweeps.state.records import FAILED, QUEUED, RUNNING
 from sweeps.state.selection import check_study, open_store, study_name
-from sweeps.state.study_status import Experiment, StudyStatus, Submitted, jobs_of
+from sweeps.state.study_status import Experiment, StudyStatus
 
 _SECONDS = 5.0  # between two looks of --watch
 _PIPED = 160  # columns where the output is no terminal and COLUMNS does not say
@@ -98,7 +98,8 @@ class View:
         study_status = StudyStatus(self.store, self.exit_reasons)
         content = list(self._study(study_status, self.study) if self.study else self._studies(study_status))
         self.finished.save()
-        return Group(*content, *([Text(study_status.silence, "yellow")] if study_status.silence else []))
+        error = study_status.statuses.squeue_error
+        return Group(*content, *([Text(error, "yellow")] if error else []))
 
     def _note(self, experiments: Sequence[Experiment], jobs: Sequence[Submitted]) -> None:
         self.live, self.line = any(j.status.live for j in jobs), status_table.counts(experiments)
@@ -158,7 +159,7 @@ def _launched(study_status: StudyStatus, study: str) -> str:
     if not launch:
         return "never: all of it was there"
     try:
-        found = study_status.records.folder(launch).launch()
+        found = study_status.records.folder(launch).launch
     except FileNotFoundError:
         return "unknown: its records were removed"
     return f"{duration(time.time() - found.created)} ago ({found.launcher})"
@@ -166,7 +167,7 @@ def _launched(study_status: StudyStatus, study: str) -> str:
 
 def _jobs(study: str, experiments: Sequence[Experiment], study_status: StudyStatus) -> list[Submitted]:
     """The jobs of a study: of a search, its workers."""
-    return study_status.workers(study) or jobs_of(experiments, study_status)
+    return study_status.workers(study) or study_status.jobs_of(experiments)
 
 
 def _counted(jobs: Sequence[Submitted]) -> str:

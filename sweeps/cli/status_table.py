@@ -11,9 +11,9 @@ from rich.text import Text
 
 from sweeps.cli.amounts import duration
 from sweeps.state.finished import Finished
-from sweeps.state.job_status import PREEMPTED, STALLED, UNKNOWN
+from sweeps.state.job_status import PREEMPTED, STALLED, UNKNOWN, Submitted
 from sweeps.state.records import CANCELLED, DONE, FAILED, QUEUED, RUNNING
-from sweeps.state.study_status import PLANNED, PRUNED, Experiment, Submitted
+from sweeps.state.study_status import PLANNED, PRUNED, Experiment
 
 STATES = (FAILED, CANCELLED, STALLED, UNKNOWN, RUNNING, PREEMPTED, QUEUED, PLANNED, PRUNED, DONE)  # of lines
 _COUNTED = (DONE, PRUNED, RUNNING, STALLED, UNKNOWN, PREEMPTED, QUEUED, PLANNED, CANCELLED, FAILED)

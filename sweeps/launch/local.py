@@ -1,6 +1,6 @@
-"""Running jobs on this machine: in this process, or several at once in the background.
+"""Run jobs on this machine: in this process, or several at once in the background.
 
-python -m sweeps.launch.local FOLDER     the scheduler of one launch, which `launch` starts and leaves alone
+python -m sweeps.launch.local FOLDER     the scheduler of one launch, started by `launch`
 """
 
 import multiprocessing
@@ -33,12 +33,12 @@ from sweeps.state.records import CANCELLED, DONE, FAILED, INTERRUPTED, Folder, J
 _START_SECONDS = 30.0
 _POLL_SECONDS = 2.0
 _GRACE_SECONDS = 10.0
-_LOCK_SECONDS = 10.0  # others hold a lock for moments only, to see whether it is held
+_LOCK_SECONDS = 10.0  # other processes only hold the lock for moments, to test it
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the scheduler of one launch is to run, how many jobs at once and on which GPUs."""
+    """The jobs of one launch, the number that may run at once, and their GPUs."""
 
     tasks: Sequence[Task]
     workers: int
@@ -46,18 +46,18 @@ class Schedule:
 
 
 def run_inline(folder: Folder, tasks: Sequence[Task], store: Store) -> int:
-    """Run jobs here, one after the other; what does not need a failed one goes on. Returns how many failed.
+    """Run jobs in this process, except those that need a failed one; return how many failed.
 
     The caller holds the launch's lock "scheduler".
     """
-    ready_jobs, progress = ReadyJobs(folder, tasks, store), Progress()
-    while jobs := ready_jobs.open():
-        looks = {n: ready_jobs.look(n) for n in jobs}
-        ready_jobs.ended |= {n: False for n in jobs if looks[n] == DROPPED}
-        ready = [n for n in jobs if looks[n] == READY]
+    jobs, progress = ReadyJobs(folder, tasks, store), Progress()
+    while left := jobs.open():
+        looks = {n: jobs.look(n) for n in left}
+        jobs.ended |= {n: False for n in left if looks[n] == DROPPED}
+        ready = [n for n in left if looks[n] == READY]
         for n in ready[:1]:
             _run_here(folder, tasks[n].work, progress)
-            ready_jobs.end(n)
+            jobs.end(n)
         if not ready and DROPPED not in looks.values():
             progress.say("waiting for jobs of another launch")
             time.sleep(_POLL_SECONDS)
@@ -66,20 +66,16 @@ def run_inline(folder: Folder, tasks: Sequence[Task], store: Store) -> int:
 
 
 def _run_here(folder: Folder, work: Work, progress: Progress) -> None:
-    heartbeat = work.heartbeat()
     try:
-        with folder.lock(str(work.number)).acquire(timeout=_LOCK_SECONDS), heartbeat:
+        with folder.lock(str(work.number)).acquire(timeout=_LOCK_SECONDS), work.heartbeat() as heartbeat:
             work.run(heartbeat)
     except Exception:
         last = folder.state(work.number)
         progress.say(f"failed: {last.stage if last else work.number}: {last.error if last else ''}")
 
 
-# --- in the background
-
-
 def start(folder: Folder, jobs: Iterable[JobRecord], schedule: Schedule, code: Path) -> None:
-    """Write down the jobs of a launch and start their scheduler, as a process that nothing here holds on to."""
+    """Record the jobs of a launch and start their scheduler as a process that outlives this one."""
     write_atomic(folder.path / "schedule.pkl", pickle.dumps(schedule))
     with folder.lock("launcher").acquire():  # until the scheduler holds its own
         folder.add_jobs(jobs)
@@ -100,21 +96,18 @@ def _start(folder: Folder, code: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not folder.held("scheduler"):
         if process.poll() == 0:
-            return  # it had little to do
+            return  # all its jobs have ended already
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (folder.logs / "scheduler.log").read_text(errors="replace").strip().rpartition("\n")[2]
-            raise UserError(f"The local scheduler did not start: {said}")
+            message = (folder.logs / "scheduler.log").read_text(errors="replace").strip().rpartition("\n")[2]
+            raise UserError(f"The local scheduler did not start: {message}")
         time.sleep(0.05)
 
 
 def gpus(launcher: Local) -> list[str]:
-    """The GPUs to share among the jobs; none where the machine has none, and the jobs run on its CPU."""
-    return [str(n) for n in launcher.gpus] if launcher.gpus is not None else _visible_gpus()
-
-
-def _visible_gpus() -> list[str]:
-    """The GPUs that CUDA shows to this process, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs to share among the jobs, as CUDA_VISIBLE_DEVICES names them; none: jobs run on the CPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if launcher.gpus is not None:
+        return [str(n) for n in launcher.gpus]
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     if not shutil.which("nvidia-smi"):
@@ -124,92 +117,91 @@ def _visible_gpus() -> list[str]:
 
 
 class Scheduler:
-    """Runs the jobs of a schedule, each in processes of its own, as many at once as workers and GPUs allow."""
+    """Runs the jobs of a schedule in processes of their own, as many at once as workers and GPUs allow."""
 
     def __init__(self, folder: Folder, schedule: Schedule, store: Store) -> None:
         self.folder, self.schedule = folder, schedule
-        self.ready_jobs = ReadyJobs(folder, schedule.tasks, store)
+        self.jobs = ReadyJobs(folder, schedule.tasks, store)
         self.free = list(schedule.gpus)
         self.running: dict[int, tuple[list[BaseProcess], list[str]]] = {}
-        self.dying: dict[int, float] = {}  # jobs one of whose processes has failed, and since when
+        self.dying: dict[int, float] = {}  # when a process of each job failed while others still run
         self.server = multiprocessing.get_context("forkserver")
         self.server.set_forkserver_preload(_imports(schedule.tasks))
 
     def run(self) -> None:
-        """Run until every job has ended or cannot begin."""
-        while self.ready_jobs.open():
-            self._begin()
+        """Run until every job has ended or cannot start."""
+        while self.jobs.open():
+            self._start_ready()
             ends = [process.sentinel for processes, _ in self.running.values() for process in processes]
-            wait(ends, timeout=_POLL_SECONDS) if ends else time.sleep(_POLL_SECONDS if self.ready_jobs.open() else 0)
+            wait(ends, timeout=_POLL_SECONDS) if ends else time.sleep(_POLL_SECONDS if self.jobs.open() else 0)
             for n in list(self.running):
                 self._reap(n)
 
-    def _begin(self) -> None:
-        for n in self.ready_jobs.open():
+    def _start_ready(self) -> None:
+        for n in self.jobs.open():
             if n in self.running:
                 continue
-            look, gpus = self.ready_jobs.look(n), self.schedule.tasks[n].gpus
+            look, gpus = self.jobs.look(n), self.schedule.tasks[n].gpus
             if look == DROPPED:
-                self.ready_jobs.ended[n] = False
+                self.jobs.ended[n] = False
             elif look == READY and len(self.running) < self.schedule.workers and gpus <= len(self.free):
                 taken, self.free = self.free[:gpus], self.free[gpus:]
                 self.running[n] = (self._start(n, taken), taken)
 
     def _start(self, n: int, gpus: list[str]) -> list[BaseProcess]:
         size = max(1, len(gpus))
-        variables = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.schedule.gpus else {}
+        shared = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if self.schedule.gpus else {}
         if size > 1:
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "LOCAL_WORLD_SIZE": str(size)}
         processes: list[BaseProcess] = []
         for rank in range(size):
-            own = variables | {"RANK": str(rank), "WORLD_SIZE": str(size)}
-            own |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)} if size > 1 else {}
-            log = self.folder.logs / f"{n}_{rank}_log"
-            process = self.server.Process(target=_process, args=(self.schedule.tasks[n].work, own, str(log)))
+            variables = shared | {"RANK": str(rank), "WORLD_SIZE": str(size)}
+            variables |= {"LOCAL_RANK": str(rank)} if size > 1 else {}
+            log = str(self.folder.logs / f"{n}_{rank}_log")
+            process = self.server.Process(target=_process, args=(self.schedule.tasks[n].work, variables, log))
             process.start()
             processes.append(process)
         return processes
 
     def _reap(self, n: int) -> None:
-        """Note a job's end once all its processes have ended; one that dies takes the others with it."""
+        """End a job's processes once one has failed; when all have ended, record an end that the job did not."""
         processes, gpus = self.running[n]
         codes = [process.exitcode for process in processes]
         if any(codes) and None in codes:
             since = self.dying.setdefault(n, time.monotonic())
-            for process in processes:  # the others may wait for it for ever
+            for process in processes:  # the others may wait for it forever
                 process.kill() if time.monotonic() - since > _GRACE_SECONDS else process.terminate()
         if None in codes:
             return
         del self.running[n]
         self.free += gpus
         last = self.folder.state(n)
-        if last is None or last.state not in (DONE, FAILED, CANCELLED):
-            stopped = last is not None and last.state == INTERRUPTED
+        if last is not None and last.state == INTERRUPTED:
+            self.folder.mark(n, CANCELLED, "stopped")
+        elif last is None or last.state not in (DONE, FAILED, CANCELLED):
             killed = next((-code for code in codes if code and code < 0), 0)
-            error = f"killed by {signal.Signals(killed).name}" if killed else "ended without a word"
-            self.folder.mark(n, CANCELLED if stopped else FAILED, "stopped" if stopped else error)
-        self.ready_jobs.end(n)
+            self.folder.mark(n, FAILED, f"killed by {signal.Signals(killed).name}" if killed else "ended unexpectedly")
+        self.jobs.end(n)
 
 
 def _imports(tasks: Sequence[Task]) -> list[str]:
-    """What is imported once, before any job: a job is then a fork that starts in a tenth of a second."""
+    """Return modules to import once before all jobs, which are then forks that start in a tenth of a second."""
     kinds = {stage.kind for task in tasks for stage in task.work.stages}
     late = ["iris.evaluation.lm", "lm_eval.evaluator"] if "evaluate" in kinds else []
     return ["sweeps.launch.local", *(f"iris.stages.{kind}" for kind in sorted(kinds)), *late]
 
 
 def _process(work: Work, variables: dict[str, str], log: str) -> None:
-    """One process of one job."""
+    """Run one process of one job."""
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         os.dup2(os.open(f"{log}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666), stream.fileno())
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is not for jobs in the background
     signal.signal(signal.SIGTERM, lambda *_: interruption.request())
     log_to_stderr()
-    name = "-".join([str(work.number), *([variables["RANK"]] if variables["RANK"] != "0" else [])])
+    name = str(work.number) if variables["RANK"] == "0" else f"{work.number}-{variables['RANK']}"
     try:
-        heartbeat = work.heartbeat()
-        with work.folder.lock(name).acquire(timeout=_LOCK_SECONDS), heartbeat:
+        with work.folder.lock(name).acquire(timeout=_LOCK_SECONDS), work.heartbeat() as heartbeat:
             work.run(heartbeat)
     except Interrupted:
         sys.exit(128 + signal.SIGTERM)
@@ -222,7 +214,7 @@ def _free_port() -> int:
 
 
 def main(path: str) -> None:
-    """The scheduler of the launch in a folder."""
+    """Run the scheduler of the launch in a folder."""
     folder = Folder(Path(path))
     schedule: Schedule = pickle.loads((folder.path / "schedule.pkl").read_bytes())
     store = Store(schedule.tasks[0].work.store)
@@ -232,6 +224,6 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    from sweeps.launch.local import main as run  # the module under its own name: what is pickled refers to it
+    from sweeps.launch.local import main as run  # pickled objects refer to the module by this name
 
     run(sys.argv[1])

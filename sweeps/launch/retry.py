@@ -1,4 +1,4 @@
-"""`retry`: launch again what has failed of some experiments of a study, as it was launched before."""
+"""Launch failed experiments of a study again."""
 
 import json
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from sweeps.study.plan import make_plan
 def retry(
     study_status: StudyStatus, study: str, failed: Sequence[Experiment], launcher: str | None, changes: Sequence[str]
 ) -> Report:
-    """Launch failed experiments of a study again, with `launcher`, or with that of the study's last launch.
+    """Launch failed experiments of a study with `launcher`, or with that of the study's last launch.
 
-    `changes` are settings of the launcher. Raises UserError if the experiments are not what was launched any more.
+    `changes` are settings of the launcher. Raises UserError if the experiments' stages have changed since.
     """
     if study_status.is_search(study):
-        raise UserError(f"study={study}: of a search, the same search command tries again what has failed.")
+        raise UserError(f"study={study}: rerun the same search command to retry failed trials of a search.")
     experiments = study_status.experiments(study)
     planned = compose_all([Point(e.name, e.overrides) for e in experiments])
     stages = {e.name: [stage.id for stage in e.chain.stages] for e in planned}
     if changed := [e.name for e in failed if stages[e.name] != list(e.stages)]:
         raise UserError(
-            f"{changed[0]} ({len(changed)} of {len(failed)} failed experiments) is not what was launched any more: "
-            f"code, data or versions have changed. Launch study={study} again."
+            f"{changed[0]} ({len(changed)} of {len(failed)} failed experiments) has changed since its launch: code, "
+            f"data or versions are different. Launch study={study} again."
         )
     names = frozenset(e.name for e in failed)
     request = Request(
@@ -45,7 +45,7 @@ def _launcher(study_status: StudyStatus, study: str, name: str | None, changes: 
         return load_launcher(name, changes)
     last = (study_status.records.study(study) or {}).get("launch")
     if not last:
-        raise UserError(f"study={study}: nothing of it was submitted yet: give launcher=slurm, local or inline.")
-    found = study_status.records.folder(last).launch()
+        raise UserError(f"study={study}: none of it was submitted yet: give launcher=slurm, local or inline.")
+    found = study_status.records.folder(last).launch
     settings = [f"{key}={json.dumps(value)}" for key, value in found.settings.items() if key != "kind"]
     return load_launcher(found.launcher, [*settings, *changes])

@@ -21,37 +21,37 @@ from sweeps.launch.launchers import Resources, Slurm
 from sweeps.state import slurm_cli
 from sweeps.state.records import Folder
 
-_TIMEOUTS = 1_000_000  # a job may meet its time limit as often as it needs
+_TIMEOUTS = 1_000_000  # how often a job may reach its time limit
 
 
 class Submission:
-    """The way to Slurm for the jobs of one launch, which run the code of a snapshot."""
+    """Submits the jobs of one launch, which run the code of a snapshot."""
 
     def __init__(self, launcher: Slurm, folder: Folder, code: Path) -> None:
         self.launcher, self.folder, self.code = launcher, folder, code
 
     def submit(self, calls: Sequence[Any], resources: Resources, name: str, dependency: str | None = None) -> list[str]:
-        """Submit picklable calls (see SlurmJob) as one array, or as a job if there is only one; their Slurm ids.
+        """Submit picklable calls (see SlurmJob) as one array, or a single one as a job; return their Slurm ids.
 
-        Raises UserError with what Slurm said.
+        Raises UserError with Slurm's message.
         """
         executor = _executor(self.folder.logs)
         parameters = self._parameters(resources) | {"job_name": name, "dependency": dependency}
         executor.update_parameters(**parameters, array_parallelism=len(calls))
         try:
-            with _as_outside_of_jobs(), contextlib.redirect_stderr(io.StringIO()):  # it prints what it raises
+            with _without_slurm_variables(), contextlib.redirect_stderr(io.StringIO()):  # it prints its errors too
                 return [job.job_id for job in executor.submit_array(list(calls))]
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            said = [line.rpartition("error:")[2].strip() for line in str(error).splitlines() if "error:" in line]
+            messages = [line.rpartition("error:")[2].strip() for line in str(error).splitlines() if "error:" in line]
             raise UserError(
-                f"Slurm takes no more jobs: {said[-1] if said else error}. What was submitted before stays; the same "
-                "command goes on."
+                f"Slurm rejected the submission: {messages[-1] if messages else error}. Earlier submissions stay; "
+                "rerun the same command to continue."
             ) from error
 
     def _parameters(self, resources: Resources) -> dict[str, Any]:
-        srun = ["--kill-on-bad-exit=1"]  # a process that dies ends the others, which would wait for it
+        srun = ["--kill-on-bad-exit=1"]  # the other processes would wait for one that died
         if resources.cpus:
-            srun.append(f"--cpus-per-task={resources.cpus}")  # Slurm does not hand the job's number on to its steps
+            srun.append(f"--cpus-per-task={resources.cpus}")  # steps do not inherit the job's
         return {
             "time": resources.minutes,
             "nodes": resources.nodes,
@@ -73,7 +73,7 @@ class Submission:
         }
 
     def _exports(self, resources: Resources) -> list[str]:
-        """Shell lines that make Python import the snapshot, whatever lies in the working folder."""
+        """Return shell lines that make Python import the snapshot, whatever is in the working folder."""
         lines = [
             "export PYTHONSAFEPATH=1",
             f'export PYTHONPATH={shlex.quote(str(self.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
@@ -86,16 +86,16 @@ class Submission:
 def submit_jobs(
     submission: Submission, study: str, jobs: Sequence[Job], calls: Sequence[Any], awaited: Mapping[str, str]
 ) -> Iterator[dict[int, str]]:
-    """Submit jobs, giving their Slurm ids as soon as they are queued.
+    """Submit jobs, yielding the Slurm ids of each array as soon as it is queued.
 
-    `calls` is what each runs; `awaited` holds, by stage, the Slurm id of the job outside that computes it. At most
-    `max_parallel` jobs of the study, earlier launches included, run at once: each goes into one of as many lanes, which
-    are job names that Slurm runs one after the other.
+    `calls` is what each job runs; `awaited` maps stages to the Slurm ids of jobs of other launches that compute them.
+    At most `max_parallel` jobs of the study, earlier launches included, run at once: each job gets one of as many names
+    with the dependency `singleton`.
     """
     limit = submission.launcher.max_parallel
     name = re.sub(r"[^\w.=-]+", "_", study) or "iris"
     if limit is None:
-        arrays = make_arrays(jobs, _largest_array())
+        arrays = make_arrays(jobs, slurm_cli.max_array_size())
         lane: list[str | None] = [None] * len(jobs)
     else:
         arrays = [Array([n], None, job.needs, job.awaited) for n, job in enumerate(jobs)]
@@ -104,7 +104,8 @@ def submit_jobs(
     ids: dict[int, str] = {}
     for array in arrays:
         first = array.jobs[0]
-        conditions = _conditions(array, arrays, ids, awaited) + ["singleton"] * (lane[first] is not None)
+        conditions = _conditions(array, arrays, ids, awaited, jobs[first].dependency)
+        conditions += ["singleton"] * (lane[first] is not None)
         found = submission.submit(
             [calls[n] for n in array.jobs], jobs[first].resources, lane[first] or name, ",".join(conditions) or None
         )
@@ -113,25 +114,21 @@ def submit_jobs(
         yield new
 
 
-def _conditions(array: Array, arrays: Sequence[Array], ids: Mapping[int, str], awaited: Mapping[str, str]) -> list[str]:
+def _conditions(
+    array: Array, arrays: Sequence[Array], ids: Mapping[int, str], awaited: Mapping[str, str], dependency: str
+) -> list[str]:
     if array.like is not None:
         return [f"aftercorr:{ids[arrays[array.like].jobs[0]].partition('_')[0]}"]
     found = [*(ids[n] for n in array.needs), *(awaited[stage] for stage in array.awaited)]
-    return [f"afterok:{':'.join(dict.fromkeys(found))}"] if found else []
-
-
-def _largest_array() -> int:
-    return max(1, int(slurm_cli.configuration().get("MaxArraySize", "1001")))
+    return [f"{dependency}:{':'.join(dict.fromkeys(found))}"] if found else []
 
 
 def _executor(logs: Path) -> SlurmExecutor:
-    """A new one for each submission: submitit lets a used one wait before every job."""
+    """Return a new executor: submitit delays the later submissions of a used one."""
     try:
         return SlurmExecutor(logs, max_num_timeout=_TIMEOUTS)
     except RuntimeError as error:
-        raise UserError(
-            "srun: no such program here. Run this on a machine of a Slurm cluster, or use launcher=local."
-        ) from error
+        raise slurm_cli.missing("srun") from error
 
 
 def _options(resources: Resources) -> dict[str, Any]:
@@ -139,8 +136,8 @@ def _options(resources: Resources) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_outside_of_jobs() -> Iterator[None]:
-    """Slurm's variables of a job that this may run in do not reach the jobs it submits."""
+def _without_slurm_variables() -> Iterator[None]:
+    """Hide the variables of a job that this process runs in from the jobs it submits."""
     if "SLURM_JOB_ID" not in os.environ:
         yield
         return

@@ -1,4 +1,4 @@
-"""What Slurm runs: one process per GPU, which checkpoints, requeues and goes on at a time limit or a preemption."""
+"""A job's process on Slurm: at a time limit or preemption it checkpoints, requeues and continues in the next run."""
 
 import os
 import random
@@ -20,31 +20,31 @@ from sweeps.launch.worker import Work, log_to_stderr
 from sweeps.state.heartbeat import Heartbeat
 from sweeps.state.records import FAILED, INTERRUPTED
 
-_TRIES = 5  # of asking Slurm to requeue …
+_TRIES = 5  # to requeue …
 _PAUSE = 10.0  # … seconds apart: its controller may be restarting
 _STARTING = 60.0  # seconds in which a run may set up the folder for its checkpoints
-_MEETING = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_FRUITLESS = 2  # runs in a row that finish nothing before their time limit
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_FRUITLESS = 2  # runs in a row that finish nothing before their time limit, after which a job fails
 
 
 class SlurmJob:
-    """A job's work as submitit submits it.
+    """A job's work as a callable for submitit.
 
-    Slurm announces the end with SIGUSR2, `notice` seconds ahead. Training and stages in shards then stop where they can
-    go on; what does not stop by itself in three quarters of that time is left and begins again in the next run.
+    Slurm sends SIGUSR2 `notice` seconds before the end. Training and sharded stages then stop at a checkpoint or shard;
+    a stage that has not stopped after three quarters of that time starts again in the next run.
     """
 
     def __init__(self, work: Work, minutes: int, notice: int, fruitless: int = 0) -> None:
         self.work, self.minutes, self.notice, self.fruitless = work, minutes, notice, fruitless
 
     def checkpoint(self) -> DelayedSubmission:
-        """What the next run begins with."""
+        """Return the callable of the next run."""
         return DelayedSubmission(SlurmJob(self.work, self.minutes, self.notice, self.fruitless))
 
     def __call__(self) -> None:
         log_to_stderr()
         attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        _rendezvous(f"{self.work.launch}/{self.work.number}/{attempt}")
+        _set_rendezvous(f"{self.work.launch}/{self.work.number}/{attempt}")
         heartbeat = self.work.heartbeat(attempt)
         requeue = Requeue(self, heartbeat)
         try:
@@ -57,7 +57,7 @@ class SlurmJob:
 
 
 class Requeue:
-    """Listens to Slurm's signals and requeues the job, once."""
+    """Handler of Slurm's signals that requeues the job, once."""
 
     def __init__(self, job: SlurmJob, heartbeat: Heartbeat) -> None:
         self.job, self.heartbeat, self.started = job, heartbeat, time.time()
@@ -65,7 +65,7 @@ class Requeue:
         self._once = threading.Lock()
         self._timer = threading.Timer(0.75 * job.notice, self._late)
         self._timer.daemon = True
-        handler = signal.getsignal(signal.SIGUSR2)  # submitit's: it keeps `checkpoint()`, requeues and exits
+        handler = signal.getsignal(signal.SIGUSR2)  # submitit's: it stores `checkpoint()`, requeues and exits
         assert callable(handler)
         self._requeue: Callable[[int, Any], None] = handler
         signal.signal(signal.SIGUSR2, self.announce)
@@ -73,19 +73,19 @@ class Requeue:
         signal.signal(signal.SIGTERM, self._end)
 
     def announce(self, *_: Any) -> None:
-        """Take note of the signal: stages are asked to stop, and not waited for too long."""
+        """Ask stages to stop, and requeue anyway if they take too long."""
         interruption.request()
         if not self.announced and self.heartbeat.main:
             self._timer.start()
         self.announced = True
 
     def _end(self, *_: Any) -> None:
-        """Preemption without notice, or scancel: Slurm knows whether there is another run."""
+        """Ask stages to stop on SIGTERM: preemption without notice, or scancel; Slurm itself requeues or not."""
         interruption.request()
         self._ending.set()
 
     def now(self) -> None:
-        """Requeue after Interrupted, unless nobody asked or Slurm has begun another run already."""
+        """Requeue after Interrupted, unless there was no notice or Slurm has started another run already."""
         if not self.announced or self.heartbeat.superseded:
             raise SystemExit(128 + signal.SIGTERM)
         if self.heartbeat.main and self._once.acquire(blocking=False):
@@ -93,11 +93,11 @@ class Requeue:
             self._try()
 
     def forget(self) -> None:
-        """The job has ended by itself."""
+        """Stop waiting for stages: the job has ended."""
         self._timer.cancel()
 
     def _late(self) -> None:
-        """The stage has not stopped by itself in time."""
+        """Requeue although the stage has not stopped, or fail after too many fruitless runs."""
         if not self._once.acquire(blocking=False):
             return
         lasted = time.time() - self.started > 30 * self.job.minutes  # half its limit: no early preemption
@@ -107,22 +107,22 @@ class Requeue:
             stage = self.heartbeat.stage
             knob = f"launcher.stages.{split_id(stage)[0]}.minutes"
             limit = f"the time limit of {self.job.minutes} minutes"
-            self.heartbeat.end(FAILED, f"{stage} does not get on: it keeps nothing within {limit}. Raise {knob}.")
+            self.heartbeat.end(FAILED, f"{stage} makes no progress: it finishes nothing within {limit}. Raise {knob}.")
             os._exit(1)
         self.heartbeat.end(INTERRUPTED)
         try:
             self._try()
-        except SystemExit:  # it would end this thread alone
+        except SystemExit:  # it would only end this thread
             os._exit(1)
 
     def _kept_something(self) -> bool:
-        """Whether this run has finished a stage or a shard, or left a checkpoint."""
+        """Return whether this run has finished a stage or a shard, or written a checkpoint."""
         kind, key = split_id(self.heartbeat.stage)
         work = Path(self.job.work.store) / kind / f".work-{key}"
         return self.heartbeat.kept > 0 or (work.exists() and work.stat().st_mtime > self.started + _STARTING)
 
     def _try(self) -> None:
-        """Requeue; at the latest when Slurm itself ends the job, as where it has requeued it before, leave without."""
+        """Requeue, with retries; exit if Slurm ends the job meanwhile, as after a requeue of its own."""
         for left in range(_TRIES - 1, -1, -1):
             try:
                 return self._requeue(signal.SIGUSR2, None)
@@ -133,15 +133,15 @@ class Requeue:
                     raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def _rendezvous(run: str) -> None:
-    """Where the processes of a run meet: variables that accelerate and torch read. One process has nobody to meet."""
-    for name in _MEETING:  # perhaps of the shell that launched
+def _set_rendezvous(run: str) -> None:
+    """Set torch.distributed's rendezvous variables, none for a single process."""
+    for name in _RENDEZVOUS:  # inherited from the shell that launched
         os.environ.pop(name, None)
     if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
         return
-    # Not the port of another run on the node, such as an earlier one of this job that is still there.
+    # A port unlike that of another run on the node, such as an earlier one of this job.
     os.environ["MASTER_PORT"] = str(random.Random(run).randrange(10_000, 32_000))
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    # The address at which the first node has been reached; its name need not resolve everywhere.
+    # The first node's address: its name need not resolve everywhere.
     if address := os.environ.get("SLURM_LAUNCH_NODE_IPADDR"):
         os.environ["MASTER_ADDR"] = address

@@ -1,7 +1,7 @@
-"""A copy of the running code, so that what is edited after a launch does not reach the jobs that still wait.
+"""Copies of the running code, so that pending jobs do not see later edits.
 
 <store>/.sweeps/code/<digest>/   iris/ sweeps/ … conf/   as Python would import them now
-                                 iris/code.json          where they came from, for the provenance of artifacts
+                                 iris/code.json          commit and diff, for the provenance of artifacts
 Launches of the same code share a copy.
 """
 
@@ -21,7 +21,7 @@ _PACKAGES = ("iris", "sweeps", "analysis")
 
 
 def take(store: Store) -> Path:
-    """The folder with a copy of the packages and the configuration; put first in PYTHONPATH, it is what runs."""
+    """Copy the packages and the configuration into the store; return the folder, to be put first in PYTHONPATH."""
     with storage_errors(store.root):
         files = dict(_files())
         origin = json.dumps(provenance.code(store.root), indent=1)
@@ -32,12 +32,12 @@ def take(store: Store) -> Path:
 
 
 def environment(code: Path, python_path: str | None) -> dict[str, str]:
-    """The variables with which Python imports the copy, whatever lies in the working folder."""
+    """Return variables that make Python import the copy, whatever is in the working folder."""
     return {"PYTHONPATH": f"{code}:{python_path}" if python_path else str(code), "PYTHONSAFEPATH": "1"}
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    """Every file by its place in the copy."""
+    """Yield every file with its path in the copy."""
     packages = {name: find_spec(name) for name in _PACKAGES}
     folders = {name: Path(spec.origin).parent for name, spec in packages.items() if spec and spec.origin}
     if not compose.conf_dir().is_relative_to(folders["iris"]):

@@ -1,4 +1,4 @@
-"""Launching: compare a plan with all that was submitted on the store before, and submit what is missing."""
+"""Launch a plan: compare it with all earlier launches on the store, and submit what is missing."""
 
 import contextlib
 import platform
@@ -24,14 +24,14 @@ from sweeps.state.records import Folder, JobRecord, Launch, Records, new_id
 from sweeps.study.experiments import facts
 from sweeps.study.plan import Plan, make_plan
 
-_ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no look
+_ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no check
 
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody wants launched: `points` are the overrides of each experiment by its name.
+    """A plan to launch; `points` are the overrides of each experiment by its name.
 
-    With `only` no more than the experiments of these names are launched; the study is written down with all.
+    With `only`, just the experiments of these names are launched; the study is recorded with all.
     """
 
     plan: Plan
@@ -45,54 +45,73 @@ class Request:
 
 @dataclass
 class Report:
-    """What a launch found and did, counted in stages where nothing else is said."""
+    """The result of a launch."""
 
-    cached: int
+    cached: int  # stages
     found: Reconciled
-    jobs: list[Job] = field(default_factory=list)  # that it submitted
+    jobs: list[Job] = field(default_factory=list)  # submitted
     orphans: int = 0  # live jobs that have left the study
-    cancelled: bool = False  # whether they were cancelled
+    cancelled: bool = False  # whether the orphans were cancelled
     failures: int = 0  # of the jobs run in this process
     folder: Folder | None = None
 
 
 def launch(request: Request, launcher: Launcher, store: Store) -> Report:
-    """Submit what is missing of a plan and neither queued nor running; with an inline launcher, run it.
+    """Submit the stages of a plan that are missing and not live; with an inline launcher, run them.
 
-    What has failed is left alone unless it is to be retried. Raises UserError; what was submitted before stays, and the
-    same call goes on.
+    Failed stages are submitted only with `retry`. Raises UserError; earlier submissions then stay, and the same call
+    continues.
     """
     store.prepare()
     records = Records(store)
     with storage_errors(store.root), contextlib.ExitStack() as inline:
         with _alone(records):
-            # What has finished since the plan was made need not be submitted.
+            # Again: stages may have finished since the plan was made.
             every = request.plan.experiments
             chosen = [e for e in every if request.only is None or e.name in request.only]
             plan = make_plan(chosen, store, request.plan.study)
-            statuses = JobStatuses(records, store)
             if isinstance(launcher, Slurm):
                 slurm_cli.cancel_strays(records)
+            statuses = JobStatuses(store)
             found = reconcile(plan, statuses, retry=request.retry, can_await=lambda job: _can_await(launcher, job))
             report = Report(len(plan.cached), found, make_jobs(plan, launcher, found.submit))
             if report.jobs:
                 _check(report.jobs, launcher)
-                report.folder = records.create(_record(request, launcher, store))
+                started = new_launch(plan.study, request.command, request.overrides, launcher, store)
+                report.folder = records.create(started)
             _write_study(records, request, report.folder)
             _settle_orphans(plan.study, statuses, request, report)
-            if isinstance(launcher, Inline) and report.folder:
-                inline.enter_context(report.folder.lock("scheduler").acquire())  # before others may look
             if report.folder:
                 batch = Batch(report.folder, plan, report.jobs, found.live, store)
+                if isinstance(launcher, Inline):
+                    inline.enter_context(report.folder.lock("scheduler").acquire())  # before another launch may look
                 dispatch.submit(batch, launcher)
         if isinstance(launcher, Inline) and report.folder:
             report.failures = dispatch.run(batch)
     return report
 
 
+def new_launch(
+    study: str, command: Sequence[str], overrides: Sequence[str], launcher: Launcher, store: Store
+) -> Launch:
+    """Return the record of a launch of the running code, which is copied to the store."""
+    return Launch(
+        id=new_id(study),
+        study=study,
+        launcher=launcher.kind,
+        command=list(command),
+        overrides=list(overrides),
+        commit=provenance.code(store.root)["commit"],
+        code=str(snapshot.take(store)),
+        created=time.time(),
+        host=platform.node(),
+        settings=asdict(launcher),
+    )
+
+
 @contextlib.contextmanager
 def _alone(records: Records) -> Iterator[None]:
-    """One launch on a store at a time."""
+    """Wait until no other launch on the store is submitting, and keep others waiting."""
     lock = records.lock()
     try:
         lock.acquire(timeout=0)
@@ -110,7 +129,7 @@ def _can_await(launcher: Launcher, job: JobRecord) -> bool:
 
 
 def _check(jobs: Sequence[Job], launcher: Launcher) -> None:
-    """What needs heavy imports to check, before anything is submitted."""
+    """Check tasks, trackers and devices before anything is submitted. Raises UserError."""
     from iris.evaluation.catalog import check_tasks
 
     configs = {id(job.config.evaluate): job.config for job in jobs}.values()
@@ -131,25 +150,8 @@ def _check(jobs: Sequence[Job], launcher: Launcher) -> None:
         raise UserError("execution.processes: launcher=inline is one process; use launcher=local with its gpus.")
 
 
-def _record(request: Request, launcher: Launcher, store: Store) -> Launch:
-    study, code = request.plan.study, snapshot.take(store)
-    commit = provenance.code(store.root)["commit"]
-    return Launch(
-        id=new_id(study),
-        study=study,
-        launcher=launcher.kind,
-        command=list(request.command),
-        overrides=list(request.overrides),
-        commit=commit,
-        code=str(code),
-        created=time.time(),
-        host=platform.node(),
-        settings=asdict(launcher),
-    )
-
-
 def _write_study(records: Records, request: Request, folder: Folder | None) -> None:
-    """The study as it is now; it keeps the launch that last submitted something."""
+    """Record the study as it is now; without a new launch it keeps its last one."""
     plan = request.plan
     before = records.study(plan.study) or {"launch": ""}
     points = [

@@ -1,4 +1,4 @@
-"""What runs in a job, wherever that is: its stages in turn, on the store that all jobs share."""
+"""The work of a job on any launcher: its stages in order, on the store that all jobs share."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from sweeps.state.records import Folder, Records
 
 @dataclass(frozen=True)
 class Work:
-    """The stages of job `number` of a launch, and what they run with."""
+    """The stages of job `number` of a launch, and how they are executed."""
 
     store: str
     launch: str
@@ -35,11 +35,11 @@ class Work:
         return Records(Store(self.store)).folder(self.launch)
 
     def heartbeat(self, attempt: int = 0) -> Heartbeat:
-        """Writes the job's state; to be entered before anything slow is done."""
+        """Return the writer of the job's state; enter it before slow imports."""
         return Heartbeat(self.folder, self.number, attempt=attempt, main=os.environ.get("RANK", "0") == "0")
 
     def run(self, heartbeat: Heartbeat) -> None:
-        """Run what is missing of the stages, together with the other processes of the job. Raises Interrupted."""
+        """Run the missing stages together with the other processes of the job. Raises Interrupted."""
         runner.configure_threads(self.execution)
         world = World.join(self.execution.device)
         store = CountingStore(self.store, heartbeat)
@@ -55,7 +55,7 @@ class Work:
 
 
 class CountingStore(Store):
-    """The store; the heartbeat counts what is finished."""
+    """A store whose commits the heartbeat counts."""
 
     def __init__(self, root: str, heartbeat: Heartbeat) -> None:
         super().__init__(root)
@@ -75,7 +75,7 @@ def _check_precision(stage: Stage, execution: Execution) -> None:
 
 
 def log_to_stderr() -> None:
-    """Log when stages begin and end to where the job's other messages go."""
+    """Log the starts and ends of stages to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("iris")

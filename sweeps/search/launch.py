@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def _hire(begun: Session, workers: Workers) -> WorkerLaunch | None:
     store, records, launcher = begun.store, Records(begun.store), workers.launcher
     if isinstance(launcher, Slurm):
         slurm_cli.cancel_strays(records)
-    wanted = min(workers.count, begun.left()) - _living(records, store, search_records.study_name(begun.search))
+    wanted = min(workers.count, begun.left()) - _living(store, search_records.study_name(begun.search))
     if wanted <= 0:
         return None
     gpus = _gpus(launcher, wanted) if isinstance(launcher, Local) else []
@@ -126,15 +127,12 @@ def _hire(begun: Session, workers: Workers) -> WorkerLaunch | None:
     return crew
 
 
-def _living(records: Records, store: Store, study: str) -> int:
-    """The workers of a search that wait or run."""
-    statuses, count = JobStatuses(records, store), 0
-    for folder in statuses.launches:
-        launch = folder.launch()
-        if launch.study == study:
-            live = sum(statuses.of(folder, job).live for job in statuses.jobs(folder) if job.kind == "search")
-            count += min(live, int(launch.settings["workers"]))  # the others are spares
-    return count
+def _living(store: Store, study: str) -> int:
+    """Return how many workers of a search are live, without spares."""
+    statuses, live = JobStatuses(store), Counter[Folder]()
+    for folder, job in statuses.launched_for(study):
+        live[folder] += job.kind == "search" and statuses.of(folder, job).status.live
+    return sum(min(count, int(folder.launch.settings["workers"])) for folder, count in live.items())
 
 
 def _launch(begun: Session, workers: Workers, wanted: int) -> Launch:
@@ -166,14 +164,14 @@ def _in_background(crew: WorkerLaunch, launcher: Local, gpus: Sequence[str]) -> 
     each, count = launcher.of("train").gpus if gpus else 0, crew.wanted * (1 + _SPARES)
     tasks = [Task(crew.worker(n), (), {}, each) for n in range(count)]
     schedule = local.Schedule(tasks, crew.wanted, gpus)
-    local.start(crew.folder, crew.records(count), schedule, Path(crew.folder.launch().code))
+    local.start(crew.folder, crew.records(count), schedule, Path(crew.folder.launch.code))
 
 
 def _to_slurm(crew: WorkerLaunch, launcher: Slurm) -> None:
     from sweeps.launch import slurm
     from sweeps.launch.slurm_job import SlurmJob
 
-    submission = slurm.Submission(launcher, crew.folder, Path(crew.folder.launch().code))
+    submission = slurm.Submission(launcher, crew.folder, Path(crew.folder.launch.code))
     name, notice = search_records.study_name(crew.begun.search), launcher.signal_seconds
     setup, workers = launcher.of("sft"), launcher.of("train")
     ids: list[str] = []

@@ -1,4 +1,4 @@
-"""How a job ended that left no word: what Slurm's accounting says, where there is one, and the end of the job's log."""
+"""Exit reasons of jobs that did not record one: from Slurm's accounting, if there is any, and the end of the log."""
 
 import re
 import time
@@ -10,14 +10,14 @@ from sweeps.state import slurm_cli
 from sweeps.state.records import CANCELLED, FAILED, Folder, JobRecord, State
 
 _SECONDS = 20
-_AGAIN = 4.0  # seconds between two questions to sacct about the jobs of one launch
+_AGAIN = 4.0  # seconds between two calls of sacct for the jobs of one launch
 _TAIL = 8192  # bytes of a log
 _BY_SLURM = re.compile(
     r"\*\*\* (?P<what>JOB|STEP) \S+ ON \S+ CANCELLED AT (?P<at>\S+)(?: DUE TO (?P<cause>[^*]+?))? \*\*\*"
 )
 _DEATH = re.compile(r"^srun: error: \S+: tasks? \S+: ")
-_OF_SLURM = re.compile(r"^(srun|slurmstepd\S*): (error: )?")
-_NO_NEWS = (
+_PREFIX = re.compile(r"^(srun|slurmstepd\S*): (error: )?")
+_NOISE = (
     "*** STEP",
     "Force Terminated",
     "Job step aborted",
@@ -36,51 +36,47 @@ _CAUSES = {
 }
 _OPEN = ("RUNNING", "PENDING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING")
 _STEPD = {"TIME LIMIT": "TIMEOUT", "NODE FAILURE": "NODE_FAIL", "PREEMPTION": "PREEMPTED"}
-_GRACE = 40.0  # seconds that a job may go on writing after Slurm has told it to end
-_GONE = "it left Slurm's queue before it began"
+_GRACE = 40.0  # seconds for which a job may write after Slurm has signalled its end
 
 
 class ExitReasons:
-    """Exit reasons of a store's jobs. Asks sacct once per launch, and again after seconds if it lags behind."""
+    """Exit reasons of a store's jobs. Calls sacct once per launch, and again after seconds if it lags behind."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, dict[str, str]] = {}
         self._asked: dict[str, float] = {}
         self._works = True
 
-    def of(
-        self, folder: Folder, job: JobRecord, jobs: list[JobRecord], last: State | None, otherwise: str
-    ) -> tuple[str, str]:
-        """(FAILED or CANCELLED, error) of a job that has gone: what is known of its end, or else `otherwise`.
+    def of(self, folder: Folder, job: JobRecord, last: State | None, otherwise: str) -> tuple[str, str]:
+        """Return (FAILED or CANCELLED, error) of a job that has left the queue; `otherwise` if no cause is known.
 
-        `jobs` are all of its launch, `last` is what it said last.
+        `last` is its last recorded state.
         """
         state, line = log_end(folder, job, last)
         if job.slurm:
-            state = self._account(folder, job.slurm, jobs) or state
+            state = self._account(folder, job.slurm) or state
             if not state and last is None and not log_files(folder, job):
-                return CANCELLED, _GONE
+                return CANCELLED, "it left Slurm's queue before it started"
         if state == "CANCELLED":
             return CANCELLED, "cancelled in Slurm"
         cause = _CAUSES.get(state, otherwise)
         return FAILED, f"{cause} ({line})" if line else cause
 
-    def _account(self, folder: Folder, job: str, jobs: list[JobRecord]) -> str:
-        """Slurm's word for how a job ended, empty if it does not say."""
+    def _account(self, folder: Folder, job: str) -> str:
+        """Return the job's state in the accounting, empty if it has none."""
         known = self._accounts.setdefault(folder.id, {})
         lately = time.monotonic() - self._asked.get(folder.id, -_AGAIN) < _AGAIN
         if self._works and job not in known and not lately:
             self._asked[folder.id] = time.monotonic()
-            known |= self._ask(jobs)
+            known |= self._ask(folder)
         return known.get(job, "")
 
-    def _ask(self, jobs: list[JobRecord]) -> dict[str, str]:
-        """The final states of jobs, none where there is no accounting."""
-        ids = sorted({job.slurm.partition("_")[0] for job in jobs if job.slurm})
+    def _ask(self, folder: Folder) -> dict[str, str]:
+        """Return the final states of a launch's jobs, none without accounting."""
+        ids = sorted({job.slurm.partition("_")[0] for job in folder.jobs() if job.slurm})
+        query = ("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(ids))
         try:
-            lines = slurm_cli.call(
-                "sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(ids), seconds=_SECONDS
-            )
+            lines = slurm_cli.call(*query, seconds=_SECONDS)
         except UserError:
             self._works = False
             return {}
@@ -89,37 +85,36 @@ class ExitReasons:
 
 
 def log_files(folder: Folder, job: JobRecord) -> list[Path]:
-    """What the processes of a job write: the main one's first, messages (.err) before output (.out)."""
+    """Return the logs of a job's processes: the main one's first, standard error (.err) before output (.out)."""
     found = folder.logs.glob(f"{job.slurm or job.job}_*_log.*")
     return sorted((p for p in found if p.suffix in (".err", ".out")), key=lambda p: (_rank(p), p.suffix))
 
 
 def log_end(folder: Folder, job: JobRecord, last: State | None) -> tuple[str, str]:
-    """(Slurm's word for the end, the last line that says something), each empty if there is none, from the log."""
+    """Return (Slurm's state of the job, its last informative line) from the log, each empty if it is not there."""
     files = [path for path in log_files(folder, job) if path.suffix == ".err"]
     lines = [line.strip() for line in tail(files[0]).splitlines()] if files else []
     match = _by_slurm(lines)
     if match and (last is None or datetime.fromisoformat(match["at"]).timestamp() > last.time - _GRACE):
         return _STEPD.get(match["cause"], "") if match["cause"] else "CANCELLED", ""
-    return "", _OF_SLURM.sub("", _telling(lines))
+    return "", _PREFIX.sub("", _informative(lines))
 
 
 def _by_slurm(lines: list[str]) -> re.Match[str] | None:
-    """The last line with which Slurm ends a job or its step; not where a dead process has ended its step."""
+    """Match the last line with which Slurm ends a job, or a step whose processes had not died before."""
     for n, line in reversed(list(enumerate(lines))):
         match = _BY_SLURM.search(line)
-        if match and (match["what"] == "JOB" or not _DEATH.match(_telling(lines[:n]))):
+        if match and (match["what"] == "JOB" or not _DEATH.match(_informative(lines[:n]))):
             return match
     return None
 
 
-def _telling(lines: list[str]) -> str:
-    """The last line that says something."""
-    return next((line for line in reversed(lines) if line and not any(word in line for word in _NO_NEWS)), "")
+def _informative(lines: list[str]) -> str:
+    return next((line for line in reversed(lines) if line and not any(noise in line for noise in _NOISE)), "")
 
 
 def tail(path: Path) -> str:
-    """The end of a log."""
+    """Return the last kilobytes of a log."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         return file.read().decode(errors="replace")

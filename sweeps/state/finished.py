@@ -1,4 +1,4 @@
-"""Scores and costs of finished stages: each manifest is read once, and what it says is kept for the next command.
+"""Scores and costs of finished stages, cached from their manifests.
 
 <store>/.sweeps/finished.json   by kind/key; a manifest that is newer than its entry is read again. May be deleted.
 """
@@ -15,19 +15,19 @@ from iris.store import MANIFEST, Store, split_id
 
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest of a finished stage says: score and standard error in [0, 1], costs in seconds."""
+    """The score and standard error (in [0, 1]) and costs (in seconds) of a finished stage."""
 
     at: int  # when the manifest was written, ns
     gpu_seconds: float
     cpu_seconds: float
-    shards: list[str]  # kind/key of artifacts that the stage is made of; they have costs of their own
+    shards: list[str]  # kind/key of its shards, which have costs of their own
     score: float | None = None
     stderr: float | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What finished stages have cost."""
+    """The cost of finished stages."""
 
     gpu_hours: float
     cpu_hours: float
@@ -38,7 +38,7 @@ class Cost:
 
 
 class Finished:
-    """Entries of a store's stages."""
+    """A cache of the entries of a store's stages."""
 
     def __init__(self, store: Store) -> None:
         self.store, self._path = store, store.root / ".sweeps" / "finished.json"
@@ -46,7 +46,7 @@ class Finished:
         self._changed = False
 
     def entry(self, stage: str) -> Entry | None:
-        """The entry of kind/key, None if it is not finished or its manifest cannot be read."""
+        """Return the entry of kind/key, None if it is not finished or its manifest cannot be read."""
         path = self.store.root / stage / MANIFEST
         known = self._entries.get(stage)
         try:
@@ -59,14 +59,14 @@ class Finished:
         return known
 
     def cost(self, stages: Iterable[str]) -> Cost:
-        """What stages and their shards have cost, each counted once; those that are not finished count nothing."""
+        """Return the cost of stages and their shards, each counted once; unfinished ones count nothing."""
         entries = [entry for stage in set(stages) if (entry := self.entry(stage))]
         shards = {shard: found for entry in entries for shard in entry.shards if (found := self.entry(shard))}
         every = [*entries, *shards.values()]
         return Cost(*(sum(getattr(entry, unit) for entry in every) / 3600 for unit in ("gpu_seconds", "cpu_seconds")))
 
     def save(self) -> None:
-        """Keep what was read for the next command; a store that may not be written is no error."""
+        """Write the cache; a read-only store is no error."""
         if self._changed:
             with contextlib.suppress(OSError):
                 write_atomic(self._path, json.dumps({stage: asdict(entry) for stage, entry in self._entries.items()}))

@@ -1,4 +1,4 @@
-"""What a running job says of itself: its state file, renewed every few seconds from a thread of its own."""
+"""The state file of a running job, renewed every few seconds by a thread."""
 
 import contextlib
 import os
@@ -20,10 +20,10 @@ _SECONDS = 5.0
 
 
 class Heartbeat:
-    """Writes the state of one job while the block runs, and how it ended.
+    """Context manager that records the state of a job: RUNNING inside the block, its end state after it.
 
-    `attempt` grows with every requeue. Where a node was lost, an earlier attempt may still run somewhere: it writes
-    nothing more and stops once a later one has written. Processes other than the main one only write that they failed.
+    `attempt` grows with every requeue. After the loss of a node an earlier attempt may still run: it stops, and writes
+    nothing more, once a later one has written. Processes other than the main one only record failures.
     """
 
     def __init__(self, folder: Folder, job: int, *, attempt: int = 0, main: bool = True) -> None:
@@ -38,7 +38,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> Self:
-        self._say()
+        self._beat()
         if self.main:
             self._thread.start()
         return self
@@ -56,7 +56,7 @@ class Heartbeat:
             self.end(FAILED, last_line(error))
 
     def end(self, state: str, error: str = "") -> None:
-        """Write the last word, once."""
+        """Record the end state; later calls have no effect."""
         with self._lock:
             if self._ended.is_set():
                 return
@@ -65,26 +65,26 @@ class Heartbeat:
             self._write(state, error)
 
     def begin(self, stage: str) -> None:
-        """Say which stage (kind/key) is next."""
+        """Record the stage (kind/key) that starts now."""
         self.stage, self._line = stage, None
-        self._say()
+        self._beat()
 
     def follow(self, line: Line) -> None:
-        """Take the progress from this line from now on."""
+        """Record the progress of this line from now on."""
         self._line, self._advanced = line, (line.done, time.time())
 
     def _renew(self) -> None:
         while not self._ended.wait(_SECONDS):
-            self._say()
+            self._beat()
 
-    def _say(self) -> None:
+    def _beat(self) -> None:
         with self._lock:
             if self.main and not self._ended.is_set():
                 self._write(RUNNING)
 
     def _write(self, state: str, error: str = "") -> None:
-        """Write unless a later attempt, or another process of this one, has said how it ended."""
-        with contextlib.suppress(OSError):  # such as a full disk: the job itself meets it too
+        """Write the state unless a later attempt has, or another process of this one has recorded the end."""
+        with contextlib.suppress(OSError):  # such as a full disk, which the job itself meets too
             last = self.folder.state(self.job)
             self.superseded = last is not None and last.attempt > self.attempt
             closed = last is not None and last.attempt == self.attempt and last.state in ENDED
@@ -107,7 +107,7 @@ class Heartbeat:
 
 
 class FollowedProgress(Progress):
-    """Progress lines that the heartbeat follows."""
+    """Progress lines whose counts the heartbeat records."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         super().__init__(quiet=not heartbeat.main)
@@ -115,13 +115,12 @@ class FollowedProgress(Progress):
 
     @contextmanager
     def line(self, label: str, total: int, unit: str) -> Iterator[Line]:
-        """A progress line that ends with the block."""
         with super().line(label, total, unit) as line:
             self.heartbeat.follow(line)
             yield line
 
 
 def last_line(error: BaseException) -> str:
-    """What to say of an error in one line."""
+    """Return a UserError's message, or the type and last line of any other error."""
     text = " ".join(str(error).split()) if isinstance(error, UserError) else str(error).strip().rpartition("\n")[2]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,10 +1,10 @@
-"""What `rm` takes out of a store: the artifacts that only certain experiments need."""
+"""Find and remove the artifacts that only certain experiments need, for `rm`."""
 
 import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,36 +20,34 @@ _SHARDED = ("generate", "score")
 
 @dataclass
 class Removal:
-    """Folders to remove, and artifacts that stay because something outside of all studies was made from them."""
+    """Folders to remove, and artifacts `kept` because something outside of all studies was made from them."""
 
     sizes: dict[str, int] = field(default_factory=dict)  # bytes, by kind/folder
     kept: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
-        """Bytes that it frees."""
+        """Bytes that the removal frees."""
         return sum(self.sizes.values())
 
 
 def find(study_status: StudyStatus, chosen: Sequence[Experiment]) -> Removal:
-    """What only the chosen experiments need. Raises UserError while somebody computes some of it."""
-    names = {(e.study, e.name) for e in chosen}
-    every = [e for study in study_status.records.studies() for e in study_status.experiments(study)]
-    others = [e for e in every if (e.study, e.name) not in names]
+    """Return what only the chosen experiments need. Raises UserError while any of it is being computed."""
+    root, names = study_status.store.root, {(e.study, e.name) for e in chosen}
+    others = [e for e in study_status.experiments() if (e.study, e.name) not in names]
     own = {s for e in chosen for s in e.stages} - {s for e in others for s in e.stages}
     _check_idle(study_status, chosen, own)
     manifests = dict(_manifests(study_status))
-    gone = own & manifests.keys()
-    gone |= _shards(gone, manifests, others)
-    kept = _ancestors(manifests.keys() - gone, manifests) & gone
-    gone -= kept
-    unfinished = [name for name in map(_unfinished, sorted(own)) if (study_status.store.root / name).is_dir()]
-    folders = [*sorted(gone), *unfinished]
-    return Removal({name: _size(study_status.store.root / name) for name in folders}, sorted(kept))
+    removed = own & manifests.keys()
+    removed |= _shards(removed, manifests, others)
+    kept = _ancestors(manifests.keys() - removed, manifests) & removed
+    removed -= kept
+    unfinished = [name for name in map(_work_folder, sorted(own)) if (root / name).is_dir()]
+    return Removal({name: _size(root / name) for name in [*sorted(removed), *unfinished]}, sorted(kept))
 
 
 def remove(store: Store, removal: Removal) -> None:
-    """Remove it, each folder at once: what is left at any moment is whole."""
+    """Remove the folders, each atomically: whatever is left at any moment is complete."""
     for name in removal.sizes:
         path = store.root / name
         aside = path.with_name(f".removed-{uuid.uuid4().hex}")
@@ -59,49 +57,45 @@ def remove(store: Store, removal: Removal) -> None:
 
 
 def _check_idle(study_status: StudyStatus, chosen: Sequence[Experiment], own: set[str]) -> None:
-    jobs = [job for job in study_status.live_jobs() if not own.isdisjoint(job.job.stages)]
-    if study_status.silence:
-        raise UserError(f"Whether jobs still run is not known: {study_status.silence}")
+    jobs = [job for job in study_status.live_jobs() if not own.isdisjoint(job.record.stages)]
+    if study_status.statuses.squeue_error:
+        raise UserError(f"Whether jobs still run is not known: {study_status.statuses.squeue_error}")
     jobs += [worker for study in {e.study for e in chosen} for worker in study_status.workers(study)]
     if jobs:
         raise UserError(
-            f"{len(jobs)} jobs for these experiments wait or run (the first: {jobs[0].job.name}). Wait for them, or "
+            f"{len(jobs)} jobs for these experiments wait or run (the first: {jobs[0].record.name}). Wait for them, or "
             "cancel them first."
         )
     for name in own:
-        lock = study_status.store.root / ".locks" / f"{split_id(name)[1]}.lock"
-        if held(lock):
+        if held(study_status.store.root / ".locks" / f"{split_id(name)[1]}.lock"):
             raise UserError(f"{name} is being computed by another process. Wait for it, or stop it first.")
 
 
 def _manifests(study_status: StudyStatus) -> Iterator[tuple[str, dict[str, Any]]]:
     for name in study_status.stored:
-        with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged: `find` of the store reports it
+        with contextlib.suppress(OSError, ValueError):  # removed meanwhile, or damaged, which the store reports
             yield name, json.loads((study_status.store.root / name / MANIFEST).read_text())
 
 
-def _shards(gone: set[str], manifests: dict[str, Any], others: Sequence[Experiment]) -> set[str]:
-    """Shards that no artifact but those to be removed names, and that no other experiment is going to look for."""
-    named = {shard for name in manifests.keys() - gone for shard in _named(name, manifests)}
-    candidates = {shard for name in gone for shard in _named(name, manifests)} - named
-    policies = {split_id(name)[1] for name in gone}
+def _shards(removed: set[str], manifests: Mapping[str, Any], others: Sequence[Experiment]) -> set[str]:
+    """Return shards that belong to none but removed artifacts, and that no other experiment is going to reuse."""
+    used = {shard for name in manifests.keys() - removed for shard in _shards_of(name, manifests)}
+    candidates = {shard for name in removed for shard in _shards_of(name, manifests)} - used
+    policies = {split_id(name)[1] for name in removed}
     for name, manifest in manifests.items():  # of stages that were never finished
-        if (
-            split_id(name)[0] in _SHARDED
-            and "shard" not in manifest["identity"]
-            and manifest["inputs"]["policy"] in policies
-        ):
-            candidates |= {name} - named
+        sharded = split_id(name)[0] in _SHARDED and "shard" not in manifest["identity"]
+        if sharded and manifest["inputs"]["policy"] in policies:
+            candidates |= {name} - used
     ahead = {(split_id(stage)[1], split_id(m)[0]) for e in others for stage in e.stages for m in e.missing}
     return {s for s in candidates & manifests.keys() if (manifests[s]["inputs"]["policy"], split_id(s)[0]) not in ahead}
 
 
-def _named(name: str, manifests: dict[str, Any]) -> list[str]:
+def _shards_of(name: str, manifests: Mapping[str, Any]) -> list[str]:
     return [f"{split_id(name)[0]}/{key}" for key in cost(manifests[name]).shards]
 
 
-def _ancestors(names: Iterator[str] | set[str], manifests: dict[str, Any]) -> set[str]:
-    """The artifacts that others were made from."""
+def _ancestors(names: Iterable[str], manifests: Mapping[str, Any]) -> set[str]:
+    """Return the artifacts that others were made from, directly or not."""
     by_key = {split_id(name)[1]: name for name in manifests}
     found: set[str] = set()
     left = list(names)
@@ -114,7 +108,7 @@ def _ancestors(names: Iterator[str] | set[str], manifests: dict[str, Any]) -> se
     return found
 
 
-def _unfinished(name: str) -> str:
+def _work_folder(name: str) -> str:
     kind, key = split_id(name)
     return f"{kind}/.work-{key}"
 

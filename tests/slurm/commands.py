@@ -33,7 +33,7 @@ class Commands:
         self._last = 0  # of the jobs that are forgotten
 
     def run(self, *command: str, seconds: float = 120, text: str = "") -> str:
-        """The output of a client command that reads `text`; CalledProcessError, with what it said, when it fails."""
+        """The output of a client command that reads `text`; CalledProcessError with its errors if it fails."""
         done = subprocess.run(
             command, env=self.environment, input=text, timeout=seconds, capture_output=True, text=True
         )

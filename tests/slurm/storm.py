@@ -1,11 +1,11 @@
-"""Everything that goes wrong on a cluster, one thing after the other, while a study runs on it.
+"""Inject every fault of a cluster, one after the other, while a study runs on it.
 
 python -m tests.slurm.storm STUDY FOLDER [key=value …]    on a cluster and a store of its own below FOLDER
 
-Called again, it goes on with that store on a new cluster.
+Called again, it continues with that store on a new cluster.
 
-Beside the faults it does what a user does, who launches again with --retry, and what time does, which lets requeued
-jobs start; and it keeps asking whether what is said to run does run.
+Between faults it launches again with --retry, as a user would, lets requeued jobs start at once, and checks that no
+dead job is shown as running.
 """
 
 import contextlib
@@ -22,35 +22,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from iris.store import Store
-from sweeps.state.job_status import JobStatus, JobStatuses
-from sweeps.state.records import RUNNING, Folder, JobRecord, Records, State
+from sweeps.state.job_status import JobStatuses, Submitted
+from sweeps.state.records import RUNNING, JobRecord, Records, State
 
 from .cluster import Cluster
 from .daemon import alive, wait_for
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("MessageTimeout=5", "SlurmdTimeout=15")  # of the cluster: a lost node is noticed soon
-_LYING = 300.0  # seconds after which Slurm has noticed a death, and the next run has said that it runs
+_NOTICE = 300.0  # seconds after which Slurm has noticed a death, and the next run has recorded that it runs
 _SOON = 10.0  # seconds in which a job starts that was told to
 _PATIENCE = 600.0  # seconds without any news after which something hangs
 _DONE = re.compile(r"INFO iris: done (\S+ \S+) in")
 
-Found = tuple[Folder, JobRecord, JobStatus]
-
 
 class Storm:
-    """A study (the words of its command line) on a cluster, and the faults that meet it."""
+    """A study (arguments of `launch`) on a cluster, and the faults injected into it."""
 
-    def __init__(self, cluster: Cluster, store: Store, words: Sequence[str], seed: int = 0) -> None:
-        self.cluster, self.store, self.words = cluster, store, list(words)
+    def __init__(self, cluster: Cluster, store: Store, arguments: Sequence[str], seed: int = 0) -> None:
+        self.cluster, self.store, self.arguments = cluster, store, list(arguments)
         self.dice = random.Random(seed)
         self.records = Records(store)
-        self.doubted: dict[int, float] = {}  # processes that are dead and said to run, since when
+        self.suspects: dict[int, float] = {}  # dead processes shown as running, since when
         self.told: dict[str, float] = {}  # jobs to start soon, and when they were told
         self.log: list[str] = []
 
     def faults(self) -> list[Callable[[], None]]:
-        """All of them, in an order that the seed decides."""
+        """Return all of them in an order that the seed decides."""
         every = [
             self.kill_a_task,
             self.tell_a_job_to_stop,
@@ -69,11 +67,11 @@ class Storm:
         return every
 
     def run(self, rounds: int = 1) -> None:
-        """Launch, let every fault happen in each round, and go on until nothing is missing."""
+        """Launch, inject every fault in each round, and continue until nothing is missing."""
         assert self.launch().returncode == 0
         news = None
         for fault in [fault for _ in range(rounds) for fault in self.faults()]:
-            self.until(lambda n=news: self.going_on() and self.news() != n, f"something to run for: {fault.__name__}")
+            self.until(lambda n=news: self.in_a_stage() and self.news() != n, f"something to run for: {fault.__name__}")
             news = self.news()
             self.say(fault.__name__.replace("_", " "))
             fault()
@@ -81,37 +79,37 @@ class Storm:
         wait_for(lambda: not self.cluster.run("squeue", "-h"), "the last processes to leave")
 
     def say(self, text: str) -> None:
-        """Remember what happened, for whoever reads why a run failed."""
+        """Log an event, for the message of a failed run."""
         self.log.append(f"{time.strftime('%H:%M:%S')} {text}")
         print(self.log[-1], flush=True)
 
     # --- what a user and time do
 
     def launch(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        """The command, to its end."""
+        """Run the command to its end."""
         process = self.launching(*flags)
         out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def launching(self, *flags: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "sweeps", "launch", *self.words, "launcher=slurm", *flags]
+        command = [sys.executable, "-m", "sweeps", "launch", *self.arguments, "launcher=slurm", *flags]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=self.cluster.environment)
 
     def nothing_left(self) -> bool:
-        """Whether a launch finds nothing to do; what has failed is launched again by it."""
+        """Launch, with --retry; return whether there was nothing to do."""
         done = self.launch("--retry")
         assert done.returncode == 0, done.stderr
         return "nothing to do" in done.stdout
 
     def until(self, condition: Callable[[], object], what: str) -> None:
-        """Let time pass, and launch again whenever nothing is left that could make the condition true by itself."""
+        """Wait for a condition, and launch again whenever no live job could make it true."""
         deadline, news = time.monotonic() + _PATIENCE, self.news()
         while True:
             self.administer()
             if condition():
                 return
-            self.check_that_nothing_lies()
+            self.check_no_dead_job_runs()
             if not self.live() and not condition() and not self.nothing_left():
                 continue
             if self.news() != news:
@@ -120,12 +118,12 @@ class Storm:
             time.sleep(0.5)
 
     def news(self) -> tuple[object, ...]:
-        """What changes when something gets on."""
+        """Return a value that changes with any progress."""
         states = [state for f in self.records.launches() for job in f.jobs() if (state := f.state(job.job))]
         return len(list(self.store.root.glob("[!.]*/*"))), tuple((s.state, s.done, s.attempt) for s in states)
 
     def administer(self) -> None:
-        """Spare requeued jobs the seconds that they wait, and release what Slurm holds after trouble with a node."""
+        """Start requeued jobs at once, and release jobs that Slurm holds after trouble with a node."""
         if not self.cluster.controller.running():  # Slurm 22.05 has been seen to, when a node returned to service
             self.say("the controller has crashed by itself")
             self.cluster.start_controller()
@@ -140,44 +138,44 @@ class Storm:
                     self.cluster.run("scontrol", "release", job.id)
 
     def resume_nodes(self) -> None:
-        """All that take no jobs."""
+        """Resume drained nodes."""
         for node, state in enumerate(self.cluster.states(), 1):
             if state.startswith("drain"):
                 self.cluster.resume(node)
 
-    def check_that_nothing_lies(self) -> None:
-        """A job that is said to run has a living process, or had one moments ago."""
-        dead = {s.last.pid for _, _, s in self.running() if s.last and not alive(s.last.pid)}
-        self.doubted = {pid: self.doubted.get(pid, time.monotonic()) for pid in dead}
-        assert all(time.monotonic() - since < _LYING for since in self.doubted.values()), "a dead job is said to run"
+    def check_no_dead_job_runs(self) -> None:
+        """Assert that every job shown as running has a living process, or had one minutes ago."""
+        dead = {last.pid for _, last in self.running() if not alive(last.pid)}
+        self.suspects = {pid: self.suspects.get(pid, time.monotonic()) for pid in dead}
+        assert all(time.monotonic() - since < _NOTICE for since in self.suspects.values()), (
+            "a dead job is shown as running"
+        )
 
     # --- what there is
 
-    def jobs(self) -> list[Found]:
-        statuses = JobStatuses(self.records, self.store)
-        return [(f, job, statuses.of(f, job)) for f in self.records.launches() for job in f.jobs()]
+    def jobs(self) -> list[Submitted]:
+        return JobStatuses(self.store).all()
 
-    def live(self) -> list[Found]:
-        return [found for found in self.jobs() if found[2].live]
+    def live(self) -> list[Submitted]:
+        return [job for job in self.jobs() if job.status.live]
 
-    def running(self) -> list[Found]:
-        """Jobs that have said that they run."""
-        return [f for f in self.jobs() if f[2].state == RUNNING and f[2].last and f[2].last.state == RUNNING]
+    def running(self) -> list[tuple[JobRecord, State]]:
+        """Return the jobs that have recorded that they run."""
+        found = [(job.record, job.status.last) for job in self.jobs() if job.status.state == RUNNING]
+        return [(job, last) for job, last in found if last and last.state == RUNNING]
 
-    def going_on(self) -> bool:
-        """Whether some job is in the middle of a stage."""
-        return any(status.last and status.last.stage for _, _, status in self.running())
+    def in_a_stage(self) -> bool:
+        """Return whether some job is in the middle of a stage."""
+        return any(last.stage for _, last in self.running())
 
     def some(self) -> tuple[JobRecord, State]:
-        """A running job."""
-        found: list[Found] = []
-        self.until(lambda: found.extend(f for f in self.running() if alive(f[2].last.pid)) or found, "a running job")
-        _, job, status = self.dice.choice(found)
-        assert status.last
-        return job, status.last
+        """Return a running job."""
+        found: list[tuple[JobRecord, State]] = []
+        self.until(lambda: found.extend(f for f in self.running() if alive(f[1].pid)) or found, "a running job")
+        return self.dice.choice(found)
 
     def node(self) -> int:
-        """One that runs a job."""
+        """Return a node that runs a job."""
         node = 0
         while not node:
             node = self.cluster.at(str(self.some()[0].slurm))
@@ -189,7 +187,7 @@ class Storm:
         os.kill(self.some()[1].pid, signal.SIGKILL)
 
     def tell_a_job_to_stop(self) -> None:
-        """As before its time limit."""
+        """Send the signal that precedes a time limit."""
         self.cluster.run("scancel", "--signal=USR2", str(self.some()[0].slurm))
 
     def preempt(self) -> None:
@@ -203,13 +201,13 @@ class Storm:
         self.cluster.start_node(node)
 
     def lose_a_slurmd(self) -> None:
-        """Its jobs go on."""
+        """Kill and restart the daemon alone: the node's jobs continue."""
         node = self.node()
         self.cluster.kill_node(node, crash=False)
         self.cluster.start_node(node)
 
     def take_a_node_down(self) -> None:
-        """Until its jobs have left: one that starts again earlier would be there twice, and Slurm holds such a job."""
+        """Take it down until its jobs have left: Slurm holds a job that starts again while its first run is there."""
         node = self.node()
         self.cluster.down(node)
         self.cluster.empty(node)
@@ -233,14 +231,14 @@ class Storm:
         self.cluster.run("scancel", str(self.some()[0].slurm))
 
     def fill_the_store(self) -> None:
-        """For one process: a stand-in for the end of the disk."""
+        """Limit the file size of one process, a stand-in for a full disk."""
         try:
             resource.prlimit(self.some()[1].pid, resource.RLIMIT_FSIZE, (2000, 2000))
         except ProcessLookupError:
             self.fill_the_store()
 
     def kill_a_launcher(self) -> None:
-        """At some moment; first there must be something to launch."""
+        """Kill it at a random moment, after a task, so that there is something to launch."""
         self.kill_a_task()
         process = self.launching("--retry")
         time.sleep(self.dice.uniform(1, 5))
@@ -250,22 +248,22 @@ class Storm:
     def launch_twice_at_once(self) -> None:
         self.kill_a_task()
         both = [self.launching("--retry") for _ in range(2)]
-        said = [process.communicate(timeout=600) for process in both]
-        assert [process.returncode for process in both] == [0, 0], said
+        output = [process.communicate(timeout=600) for process in both]
+        assert [process.returncode for process in both] == [0, 0], output
 
     # --- what must hold in the end
 
     def completions(self) -> Counter[str]:
-        """How often each stage was completed, by the logs of all jobs."""
+        """Count the completions of each stage in the logs of all jobs."""
         logs = (path for f in self.records.launches() for path in f.logs.glob("*_log.err"))
         return Counter(name for path in logs for name in _DONE.findall(path.read_text(errors="replace")))
 
 
 def main() -> None:
-    """One storm, by hand."""
-    study, folder, *words = sys.argv[1:]
+    """Run one storm by hand."""
+    study, folder, *arguments = sys.argv[1:]
     store = Store(Path(folder) / "store")
-    given = [f"study={study}", f"store={store.root}", f"output={Path(folder).absolute() / 'outputs'}", *words]
+    given = [f"study={study}", f"store={store.root}", f"output={Path(folder).absolute() / 'outputs'}", *arguments]
     first = 1 + max(
         (int(str(j.slurm).partition("_")[0]) for f in Records(store).launches() for j in f.jobs()), default=0
     )
@@ -275,7 +273,7 @@ def main() -> None:
         storm.run(rounds=2)
         counts = storm.completions()
         print(f"{len(counts)} stages completed, none twice: {set(counts.values()) == {1}}")
-        print(Counter(status.state for _, _, status in storm.jobs()))
+        print(Counter(job.status.state for job in storm.jobs()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster: time limits, preemption, kills. Each study ends as if nothing had happened."""
+"""Faults of a cluster: time limits, preemption, kills. Each study ends with the files of an undisturbed one."""
 
 import json
 import os
@@ -30,8 +30,8 @@ from .daemon import alive, wait_for
 
 StartCluster = Callable[..., Cluster]
 Files = Mapping[tuple[str, str], dict[str, str]]
-# Some ten seconds of steps in one job, with a checkpoint after each step: time to be hit, and something to go on from.
-SLOW = {"method": "sft", "iterations": 0, "train.sft.epochs": 150, "execution.checkpoint_minutes": 0.0}
+# Some seconds of steps in one job, with a checkpoint after each step, so that a fault hits it between two of them.
+SLOW = {"method": "sft", "iterations": 0, "train.sft.epochs": 60, "execution.checkpoint_minutes": 0.0}
 
 
 def slurm(*changes: str) -> Launcher:
@@ -40,7 +40,7 @@ def slurm(*changes: str) -> Launcher:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The files of the slow stage where nothing happens to it."""
+    """The files of the slow stage without a fault."""
     plan, store = slow_plan(tmp_path_factory.mktemp("undisturbed"))
     assert launch(Request(plan), load_launcher("inline"), store).failures == 0
     return files(store)
@@ -51,24 +51,22 @@ def slow_plan(folder: Path, **base: Any) -> tuple[Plan, Store]:
 
 
 def steps(store: Store) -> int:
-    """Checkpointed steps of the slow stage."""
+    """Return the checkpointed steps of the slow stage."""
     found = list(store.root.glob("sft/.work-*/checkpoint-*"))
     return max((int(path.name.rpartition("-")[2]) for path in found), default=0)
 
 
 def job(store: Store, number: int = 0) -> JobRecord:
-    """A job of the newest launch."""
+    """Return a job of the newest launch."""
     return next(job for job in Records(store).launches()[-1].jobs() if job.job == number)
 
 
 def status(store: Store, number: int = 0) -> JobStatus:
-    """How it stands."""
-    records = Records(store)
-    return JobStatuses(records, store).of(records.launches()[-1], job(store, number))
+    return JobStatuses(store).of(Records(store).launches()[-1], job(store, number)).status
 
 
-def said(store: Store, number: int = 0) -> State:
-    """What it said last."""
+def last_state(store: Store, number: int = 0) -> State:
+    """Return its last recorded state."""
     state = Records(store).launches()[-1].state(number)
     assert state is not None
     return state
@@ -85,15 +83,15 @@ def at_step(store: Store, more: int = 3) -> int:
     return steps(store)
 
 
-def goes_on(store: Store, before: int) -> None:
-    """Wait until the second run of a job gets on, and see that it begins where the first one was."""
+def continues(store: Store, before: int) -> None:
+    """Wait until the second run of a job makes progress, and check that it starts where the first one was."""
     seen = set()
 
-    def gets_on() -> bool:
+    def progresses() -> bool:
         seen.add(steps(store) or before)  # none: it has finished
-        return said(store).attempt == 1 and (max(seen) > before or status(store).state == DONE)
+        return last_state(store).attempt == 1 and (max(seen) > before or status(store).state == DONE)
 
-    wait_for(gets_on, "the next run to go on")
+    wait_for(progresses, "the next run to continue")
     assert min(seen) >= before
 
 
@@ -115,19 +113,19 @@ def test_a_job_that_is_told_to_stop_goes_on_as_often_as_needed(
 ) -> None:
     plan, store = slow_plan(tmp_path)
     launch(Request(plan), slurm(), store)
-    for restarts in range(3):
+    for restarts in range(2):
         before = at_step(store)
         cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
-        wait_for(lambda: said(store).state == INTERRUPTED, "the checkpoint")
+        wait_for(lambda: last_state(store).state == INTERRUPTED, "the checkpoint")
         assert status(store).state in (RUNNING, PREEMPTED), "it waits, or still leaves"
         assert steps(store) >= before
         cluster.wait(str(job(store).slurm), "PENDING")
         assert status(store).state == PREEMPTED
         assert launch(Request(plan), slurm(), store).jobs == [], "it is as good as queued"
         skip_the_wait(cluster, store)
-        wait_for(lambda n=restarts: said(store).attempt == n + 1, "the next run")
+        wait_for(lambda n=restarts: last_state(store).attempt == n + 1, "the next run")
     finish(store, undisturbed)
-    assert len(re.findall(r"INFO iris: start sft", log(store))) == 4
+    assert len(re.findall(r"INFO iris: start sft", log(store))) == 3
 
 
 def test_processes_of_several_nodes_stop_and_go_on_together(cluster: Cluster, tmp_path: Path) -> None:
@@ -135,10 +133,10 @@ def test_processes_of_several_nodes_stop_and_go_on_together(cluster: Cluster, tm
     launch(Request(plan), slurm("resources.nodes=2", "resources.gpus=1"), store)
     before = at_step(store)
     cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
-    wait_for(lambda: said(store).state == INTERRUPTED, "the checkpoint")
+    wait_for(lambda: last_state(store).state == INTERRUPTED, "the checkpoint")
     assert steps(store) >= before
     skip_the_wait(cluster, store)
-    goes_on(store, before)
+    continues(store, before)
     wait_for(lambda: status(store).state == DONE, "the end")
     assert len(re.findall(r"INFO iris: start sft", log(store))) == 2 * 2
     (manifest,) = (json.loads(path.read_text()) for path in store.root.glob("sft/*/manifest.json"))
@@ -152,10 +150,10 @@ def test_preemption_without_notice(cluster: Cluster, tmp_path: Path, undisturbed
     other = cluster.submit(":", "--nodelist=node1", "--partition=high", "--exclusive")
     cluster.wait(other, "COMPLETED")
     wait_for(lambda: status(store).state == PREEMPTED, "the preempted job to wait")
-    assert said(store).state == INTERRUPTED, "SIGTERM came first, and there was time for a checkpoint"
+    assert last_state(store).state == INTERRUPTED, "SIGTERM came first, and there was time for a checkpoint"
     assert log(store).count("Job is pending execution") < 2, "it has left, and not asked for what Slurm had done"
     skip_the_wait(cluster, store)
-    goes_on(store, before)
+    continues(store, before)
     finish(store, undisturbed)
 
 
@@ -166,7 +164,7 @@ def test_preemption_with_notice(start_cluster: StartCluster, tmp_path: Path, und
     before = at_step(store)
     other = cluster.submit(":", "--partition=high", "--exclusive")
     cluster.wait(other, "COMPLETED")  # the job has left by itself, before the notice is over
-    assert said(store).state == INTERRUPTED and steps(store) >= before
+    assert last_state(store).state == INTERRUPTED and steps(store) >= before
     skip_the_wait(cluster, store)
     finish(store, undisturbed)
 
@@ -177,26 +175,22 @@ def test_a_real_time_limit(cluster: Cluster, tmp_path: Path) -> None:
     launch(Request(plan), slurm("signal_seconds=150"), store)
     before = at_step(store)
     cluster.run("scontrol", "update", f"JobId={job(store).slurm}", "TimeLimit=3")
-    wait_for(lambda: said(store).state == INTERRUPTED, "the time limit")
+    wait_for(lambda: last_state(store).state == INTERRUPTED, "the time limit")
     assert steps(store) >= before
     skip_the_wait(cluster, store)
-    goes_on(store, before)
-
-
-def said_state(store: Store) -> str:
-    """What the job said last, nothing if it has not begun."""
-    last = Records(store).launches()[-1].state(0)
-    return last.state if last else ""
+    continues(store, before)
 
 
 def test_what_cannot_stop_in_time_begins_again(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
     plan, store = slow_plan(tmp_path)
     launch(Request(plan), slurm("signal_seconds=2"), store)
-    wait_for(lambda: said_state(store) == RUNNING, "the start")  # torch is imported first, which takes seconds
+    wait_for(
+        lambda: Records(store).launches()[-1].state(0), "the start"
+    )  # torch is imported first, which takes seconds
     cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
-    wait_for(lambda: said(store).state == INTERRUPTED, "the end of the patience")
+    wait_for(lambda: last_state(store).state == INTERRUPTED, "the requeue")
     skip_the_wait(cluster, store)
-    wait_for(lambda: said(store).attempt == 1, "the next run")
+    wait_for(lambda: last_state(store).attempt == 1, "the next run")
     finish(store, undisturbed)
 
 
@@ -218,7 +212,7 @@ def test_what_never_gets_on_fails_in_the_end(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
         last = folder.state(0)
         assert last and (last.state, last.attempt) == ({0: INTERRUPTED, 1: FAILED}[status], run)
-    assert re.match("evaluate/some-key does not get on: .* Raise launcher.stages.evaluate.minutes.", last.error)
+    assert re.match("evaluate/some-key makes no progress: .* Raise launcher.stages.evaluate.minutes.", last.error)
 
 
 # --- kills
@@ -231,7 +225,7 @@ def test_a_killed_task_has_failed_and_goes_on_when_asked(cluster: Cluster, tmp_p
     plan, store = slow_plan(tmp_path, **CHAIN)
     launch(Request(plan), slurm(PARTED), store)
     before = at_step(store)
-    os.kill(said(store).pid, signal.SIGKILL)
+    os.kill(last_state(store).pid, signal.SIGKILL)
     wait_for(lambda: status(store).state == FAILED, "the end of the job")
     assert status(store).error.startswith(VANISHED)
     wait_for(lambda: status(store, 1).state == BLOCKED, "Slurm to cancel what needs it")
@@ -256,7 +250,7 @@ def test_scancel_from_outside(cluster: Cluster, tmp_path: Path, undisturbed: Fil
     before = at_step(store)
     cluster.run("scancel", str(job(store).slurm))
     wait_for(lambda: not status(store).live, "the end of the job")
-    assert status(store).state == CANCELLED and said(store).state == INTERRUPTED and steps(store) >= before
+    assert status(store).state == CANCELLED and last_state(store).state == INTERRUPTED and steps(store) >= before
     assert len(launch(Request(plan), slurm(), store).jobs) == 1, "as good as never submitted"
     finish(store, undisturbed)
 
@@ -270,11 +264,11 @@ def test_a_job_that_dies_before_it_begins(cluster: Cluster, tmp_path: Path) -> N
     assert launch(Request(plan), slurm(PARTED), store).jobs == []
 
 
-def test_a_full_store_is_said_and_the_rest_is_kept(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
+def test_a_full_store_is_reported_and_the_rest_is_kept(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
     plan, store = slow_plan(tmp_path)
     launch(Request(plan), slurm(), store)
     before = at_step(store)
-    resource.prlimit(said(store).pid, resource.RLIMIT_FSIZE, (2000, 2000))  # a stand-in for the end of the disk
+    resource.prlimit(last_state(store).pid, resource.RLIMIT_FSIZE, (2000, 2000))  # a stand-in for the end of the disk
     wait_for(lambda: status(store).state == FAILED, "the end of the job")
     assert re.match(r"The store .* (takes no file of this size|is full)", status(store).error)  # torch says less
     kept = files(store)
@@ -293,9 +287,9 @@ def test_a_node_that_crashes(start_cluster: StartCluster, tmp_path: Path, undist
     assert status(store).state == RUNNING, "Slurm does not know yet"
     cluster.down(node)  # as when it notices
     cluster.wait(str(job(store).slurm), "PENDING")
-    assert (status(store).state, said(store).state) == (PREEMPTED, RUNNING), "it could not say"
+    assert (status(store).state, last_state(store).state) == (PREEMPTED, RUNNING), "it could not say"
     skip_the_wait(cluster, store)
-    goes_on(store, before)
+    continues(store, before)
     finish(store, undisturbed)
 
 
@@ -327,20 +321,20 @@ def test_a_job_that_slurm_has_forgotten(start_cluster: StartCluster, tmp_path: P
 
 
 def test_two_copies_of_a_job(start_cluster: StartCluster, tmp_path: Path) -> None:
-    """A node that Slurm has lost may still run its job when another node does: the later copy has the word."""
+    """A node that Slurm has lost may still run a job that another node has started: the later copy wins."""
     cluster = start_cluster(nodes=2, accounting=False)
     plan, store = slow_plan(tmp_path, **{"train.sft.epochs": 5000})
     launch(Request(plan), slurm(), store)
     at_step(store)
-    first = said(store).pid
+    first = last_state(store).pid
     node = cluster.at(str(job(store).slurm))
     cluster.kill_node(node, crash=False)
     cluster.down(node)
     skip_the_wait(cluster, store)
-    wait_for(lambda: said(store).attempt == 1, "the second copy")
-    second = said(store).pid
+    wait_for(lambda: last_state(store).attempt == 1, "the second copy")
+    second = last_state(store).pid
     assert second != first and alive(first)
     wait_for(lambda: not alive(first), "the first copy to leave")
     between = steps(store)
     wait_for(lambda: steps(store) > between, "the second copy to go on")
-    assert (said(store).pid, said(store).state) == (second, RUNNING)
+    assert (last_state(store).pid, last_state(store).state) == (second, RUNNING)

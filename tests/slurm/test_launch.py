@@ -29,7 +29,7 @@ from .daemon import wait_for
 
 StartCluster = Callable[..., Cluster]
 TWO = {"method": ["spin", "iris"]}
-HELD = "resources.sbatch.hold=true"  # jobs that wait for ever
+HELD = "resources.sbatch.hold=true"  # jobs that stay pending
 CHEAP = {"method": "sft", "iterations": 0}  # base, data and sft in one job
 
 
@@ -38,10 +38,8 @@ def slurm(*changes: str) -> Launcher:
 
 
 def statuses(store: Store) -> list[str]:
-    """How the jobs of all launches stand."""
-    records = Records(store)
-    found = JobStatuses(records, store)
-    return [found.of(folder, job).state for folder in records.launches() for job in folder.jobs()]
+    """Return the states of the jobs of all launches."""
+    return [job.status.state for job in JobStatuses(store).all()]
 
 
 def ended(store: Store) -> bool:
@@ -98,7 +96,7 @@ MANY = {"grid": TWO, "seeds": list(range(10)), "base": {"iterations": 2}}
 
 
 def recorded(store: Store) -> list[str]:
-    """The Slurm ids of all jobs written down."""
+    """Return the Slurm ids of all recorded jobs."""
     return [str(job.slurm) for folder in Records(store).launches() for job in folder.jobs()]
 
 
@@ -118,11 +116,11 @@ def test_arrays_are_split_where_the_cluster_wants_them_smaller(start_cluster: St
             assert found == needed or {f"{name}_*" for name in {n.partition("_")[0] for n in needed}} == found, waits
 
 
-def launching(study: Path, *words: str) -> subprocess.Popen[str]:
-    """The command, as a process of its own."""
+def launching(study: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command as a process."""
     command = [sys.executable, "-m", "sweeps", "launch", f"study={study}", "launcher=slurm", f"launcher.{HELD}"]
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command, *words], stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[2])
+    return subprocess.Popen([*command, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=Path(__file__).parents[2])
 
 
 def test_a_killed_launcher_leaves_nothing_behind(cluster: Cluster, tmp_path: Path) -> None:
@@ -136,12 +134,12 @@ def test_a_killed_launcher_leaves_nothing_behind(cluster: Cluster, tmp_path: Pat
     (folder,) = Records(store).launches()
     before = len(cluster.jobs())
     assert 9 < before < 110
-    # The moment between Slurm's word and our record is short: make sure that some job is in it.
+    # The kill may hit between Slurm's answer and our record: make sure that it did.
     jobs = folder.path / "jobs.jsonl"
     jobs.write_text("".join(jobs.read_text().splitlines(keepends=True)[:-1]) + '{"job": 7, "na')
     again = launching(study, one_by_one)
-    _, said = again.communicate()
-    assert again.returncode == 0, said
+    _, output = again.communicate()
+    assert again.returncode == 0, output
     wait_for(lambda: len(waiting(cluster)) == 110, "the cancelled job to leave")
     assert sorted(set(recorded(store)) & waiting(cluster)) == sorted(waiting(cluster))
     live = [s for folder in Records(store).launches() for job in folder.jobs() for s in job.stages]
@@ -155,12 +153,12 @@ def waiting(cluster: Cluster) -> set[str]:
 def test_two_launches_at_once_submit_each_job_once(cluster: Cluster, tmp_path: Path) -> None:
     study = write_study(tmp_path, **MANY)
     both = [launching(study), launching(study)]
-    said = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    output = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
     store = Store(tmp_path / "store")
     assert sorted(recorded(store)) == sorted(waiting(cluster)) and len(waiting(cluster)) == 110
     assert len(Records(store).launches()) == 1
-    assert sorted("nothing to do" in out for out, _ in said) == [False, True]
+    assert sorted("nothing to do" in out for out, _ in output) == [False, True]
 
 
 def test_what_left_the_study_is_cancelled_when_asked(cluster: Cluster, tmp_path: Path) -> None:
@@ -185,7 +183,7 @@ def test_what_left_the_study_is_cancelled_when_asked(cluster: Cluster, tmp_path:
     assert left == shared | {"spin-sums-20-tiny-s0-t1", "iris-sums-20-tiny-s0-t1"}
     assert launch(smaller, slurm(HELD), store).jobs == []
     back = launch(plan("first", ["sft", "spin", "iris"]), slurm(HELD), store)
-    assert [job.main.name for job in back.jobs] == ["sft-sums-20-tiny-s0-t1"] * 2, "what was cancelled is missing again"
+    assert [job.name for job in back.jobs] == ["sft-sums-20-tiny-s0-t1"] * 2, "what was cancelled is missing again"
 
 
 def test_what_a_job_asks_for(cluster: Cluster, tmp_path: Path) -> None:
@@ -205,7 +203,7 @@ def test_what_a_job_asks_for(cluster: Cluster, tmp_path: Path) -> None:
 def test_what_slurm_refuses_is_one_line_and_the_rest_is_submitted_later(cluster: Cluster, tmp_path: Path) -> None:
     plan, store = tiny_plan(tmp_path, grid=TWO)
     refused = (
-        r"^Slurm takes no more jobs: Batch job submission failed: Invalid partition name specified\. What .* on\.$"
+        r"^Slurm rejected the submission: Batch job submission failed: Invalid partition name specified\. Earlier .*\.$"
     )
     with pytest.raises(UserError, match=refused):
         launch(Request(plan), slurm(HELD, "stages.evaluate.partition=nowhere"), store)
@@ -245,8 +243,8 @@ def test_an_edit_after_the_launch_does_not_reach_its_jobs(cluster: Cluster, tmp_
     wait_for(lambda: folder.state(0) and statuses(store)[0] != RUNNING, "the job")
     assert statuses(store)[0] == DONE, errors(folder)
     (manifest,) = (json.loads(path.read_text()) for path in store.root.glob("sft/*/manifest.json"))
-    assert manifest["provenance"]["code"] == json.loads((Path(folder.launch().code) / "iris/code.json").read_text())
-    assert Path(folder.launch().code).parent == store.root / ".sweeps" / "code"
+    assert manifest["provenance"]["code"] == json.loads((Path(folder.launch.code) / "iris/code.json").read_text())
+    assert Path(folder.launch.code).parent == store.root / ".sweeps" / "code"
 
 
 def test_a_failure_in_an_array_stops_only_what_needs_it(cluster: Cluster, tmp_path: Path) -> None:
@@ -274,8 +272,8 @@ def test_no_more_jobs_at_once_than_allowed(cluster: Cluster, tmp_path: Path) -> 
 
     launcher, store = slurm("max_parallel=2"), Store(tmp_path / "store")
     launch(Request(plan([0])), launcher, store)
-    launch(Request(plan([0, 1, 2, 3])), launcher, store)
-    assert len(cluster.jobs()) == 4
+    launch(Request(plan([0, 1, 2])), launcher, store)
+    assert len(cluster.jobs()) == 3
     most = 0
     while not ended(store):
         most = max(most, len([job for job in cluster.jobs().values() if job.state == "RUNNING"]))

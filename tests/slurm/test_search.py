@@ -1,4 +1,4 @@
-"""A search on a real Slurm: its workers wait for what all trials begin with, and die without losing a trial."""
+"""A search on a real Slurm: its workers wait for the stages that all trials share, and die without losing a trial."""
 
 import os
 import random
@@ -28,14 +28,12 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def live(path: Path) -> int:
-    """Jobs of the search that wait or run."""
-    records = Records(begun(path).store)
-    statuses = JobStatuses(records, begun(path).store)
-    return sum(statuses.of(folder, job).live for folder in records.launches() for job in folder.jobs())
+    """Return the number of live jobs of the search."""
+    return sum(job.status.live for job in JobStatuses(begun(path).store).all())
 
 
 def workers(folder: Folder) -> list[int]:
-    """The processes of the workers that run, on the nodes of this machine."""
+    """Return the process ids of the running workers."""
     states = [folder.state(job.job) for job in folder.jobs() if job.kind == "search"]
     return [state.pid for state in states if state and state.state == RUNNING and Path(f"/proc/{state.pid}").exists()]
 
@@ -43,37 +41,36 @@ def workers(folder: Folder) -> list[int]:
 def test_a_search_loses_workers_and_no_trial(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_search(tmp_path, trials=20)
-    assert search(path, *SLURM, "workers=16") == 0
+    path = write_search(tmp_path, trials=12)
+    assert search(path, *SLURM, "workers=8") == 0
     (folder,) = Records(begun(path).store).launches()
     jobs = folder.jobs()
-    assert [job.kind for job in jobs] == ["score", *["search"] * 16]
+    assert [job.kind for job in jobs] == ["score", *["search"] * 8]
     assert jobs[0].stages[0].startswith("base/") and any(stage.startswith("sft/") for stage in jobs[0].stages)
     assert {job.slurm for job in jobs} == set(cluster.jobs()), "one job and one array, and the terminal may close"
-    assert search(path, *SLURM, "workers=16") == 0
+    assert search(path, *SLURM, "workers=8") == 0
     assert "nothing to do" in capsys.readouterr().out
 
     dice, kills, deadline = random.Random(0), 0, time.monotonic() + 1500  # only against hanging
     while live(path):
         assert time.monotonic() < deadline
         time.sleep(0.5)
-        if kills < 8 and len(running := workers(folder)) > 1:
+        if kills < 4 and len(running := workers(folder)) > 1:
             os.kill(dice.choice(running), signal.SIGKILL)
             kills += 1
             time.sleep(1)
-    assert kills == 8
-    records = Records(begun(path).store)
-    statuses = [JobStatuses(records, begun(path).store).of(folder, job) for job in folder.jobs()]
-    assert [s.state for s in statuses].count(FAILED) == 8, "the dead do not count as done"
+    assert kills == 4
+    states = [job.status.state for job in JobStatuses(begun(path).store).all()]
+    assert states.count(FAILED) == 4, "killed workers do not count as done"
 
     trials = begun(path).study().trials
     counted = [trial for trial in trials if valid(trial)]
-    assert len(counted) == 20 and len({tuple(t.params.values()) for t in counted}) == 20
+    assert len(counted) == 12 and len({tuple(t.params.values()) for t in counted}) == 12
     assert not [t for t in trials if t.state == TrialState.RUNNING]
     assert (tmp_path / "outputs" / "search-mine" / "mine-best.yaml").exists()
     before = stored(tmp_path)
     assert search(path, *SLURM) == 0
-    assert "20 of 20 trials" in capsys.readouterr().out and stored(tmp_path) == before
+    assert "12 of 12 trials" in capsys.readouterr().out and stored(tmp_path) == before
 
 
 def test_a_preempted_worker_comes_back_to_its_trial(cluster: Cluster, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 JOB = """\
 import os, sys, time
 from pathlib import Path
-from iris.store import Store
+from iris.store import Store, split_id
 from sweeps.state import heartbeat
 from sweeps.state.records import Folder
 
@@ -47,7 +47,7 @@ with heartbeat.Heartbeat(folder, number, attempt=attempt) as reports:
         kind, key = split_id(stage)
         with store.claim(kind, key) as claim:
             results = {"average": 0.5, "stderr": None} if kind == "evaluate" else {}
-            cost = {"gpu_seconds": 36.0, "cpu_seconds": 36.0}
+            cost = {"seconds": 36.0, "cpu_seconds": 36.0, "gpu_seconds": 36.0, "tokens": 0, "processes": 1}
             store.commit(kind, key, claim, {"inputs": {}, "identity": {}, "results": results, "cost": cost})
 """
 
@@ -175,7 +175,7 @@ def test_a_killed_task_does_not_run(
     study.left(job)
     experiment = study.look()
     assert experiment.state == "failed"
-    assert "vanished: it was killed without a word" in experiment.error and "Killed" in experiment.error
+    assert "vanished: killed before it could record an error" in experiment.error and "Killed" in experiment.error
 
 
 @pytest.mark.parametrize("accounting", [True, False])

@@ -8,7 +8,7 @@ from typing import Any
 from iris.store import Store, split_id
 from sweeps.state.records import Folder, JobRecord, Launch, Records, State
 
-COST = {"seconds": 3600.0, "cpu_seconds": 3600.0, "gpu_seconds": 1800.0}
+COST = {"seconds": 3600.0, "cpu_seconds": 3600.0, "gpu_seconds": 1800.0, "tokens": 0, "processes": 1}
 
 
 class ByHand:
@@ -20,8 +20,8 @@ class ByHand:
         self.records = Records(self.store)
 
     @property
-    def word(self) -> str:
-        """The store on a command line."""
+    def store_setting(self) -> str:
+        """The store as an argument of a command."""
         return f"store={self.store.root}"
 
     def finish(self, *stages: str, results: Mapping[str, Any] | None = None, **inputs: Any) -> None:

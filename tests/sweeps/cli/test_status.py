@@ -62,7 +62,7 @@ def test_running_names_the_stage_and_its_progress(hand: ByHand, capsys: pytest.C
     with held(folder, "scheduler", "0"):
         experiment = one(hand)
         assert (experiment.state, experiment.stage, experiment.where) == ("running", "train/a2", "train t=2/2")
-        out = shown(capsys, "study", hand.word)
+        out = shown(capsys, "study", hand.store_setting)
     assert "\na  running  train t=2/2  120/400 steps, 2/s, 2 min left\n" in out
     assert "1 running" in out and "jobs: 1 running, 1 waiting" in out
 
@@ -84,7 +84,7 @@ def test_a_job_whose_process_died_is_not_running(hand: ByHand) -> None:
     with held(folder, "scheduler", "0"):
         assert one(hand).state == "running"
     assert one(hand).state == "failed"
-    assert "killed without a word" in one(hand).error
+    assert "killed before it could record an error" in one(hand).error
 
 
 def test_a_vanished_job_tells_the_end_of_its_log(hand: ByHand) -> None:
@@ -109,7 +109,7 @@ def test_stalled_after_two_minutes_of_silence(hand: ByHand, capsys: pytest.Captu
     folder.write_state(0, running("sft/s", seconds_ago=300))
     with held(folder, "scheduler", "0"):
         assert one(hand).state == "stalled"
-        assert "silent for 5 min on node1" in shown(capsys, "study", hand.word)
+        assert "silent for 5 min on node1" in shown(capsys, "study", hand.store_setting)
 
 
 def test_progress_of_an_earlier_run_is_not_shown(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,9 +117,9 @@ def test_progress_of_an_earlier_run_is_not_shown(hand: ByHand, capsys: pytest.Ca
     hand.study("study", {"a": SHARED}, folder)
     with held(folder, "scheduler", "0"):
         folder.write_state(0, dataclasses.replace(running("sft/s"), state="interrupted"))
-        assert "a  running  sft  starts again\n" in shown(capsys, "study", hand.word)
+        assert "a  running  sft  starts again\n" in shown(capsys, "study", hand.store_setting)
         folder.write_state(0, running("sft/s", seconds_ago=40))
-        assert "a  running  sft  silent for 40 s\n" in shown(capsys, "study", hand.word)
+        assert "a  running  sft  silent for 40 s\n" in shown(capsys, "study", hand.store_setting)
 
 
 def test_alive_without_progress_is_told(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def test_alive_without_progress_is_told(hand: ByHand, capsys: pytest.CaptureFixt
     hand.study("study", {"a": SHARED}, folder)
     folder.write_state(0, running("sft/s", advanced=3600))
     with held(folder, "scheduler", "0"):
-        out = shown(capsys, "study", hand.word)
+        out = shown(capsys, "study", hand.store_setting)
     assert "120/400 steps, nothing new for 60 min" in out
     assert "left" not in out
 
@@ -137,7 +137,7 @@ def test_failed_shows_its_last_error_line_once_for_all(hand: ByHand, capsys: pyt
     hand.study("study", {f"seed={n}": [*SHARED, *FIRST] for n in range(50)}, folder)
     folder.write_state(0, failed("sft/s"))
     assert {e.state for e in StudyStatus(hand.store).experiments("study")} == {"failed"}
-    out = shown(capsys, "study", hand.word)
+    out = shown(capsys, "study", hand.store_setting)
     assert out.count("ValueError: no such thing") == 1
     assert "seed=0 and 49 more" in out and "50 failed" in out
 
@@ -184,7 +184,7 @@ def test_trials_of_a_search(hand: ByHand, capsys: pytest.CaptureFixture[str]) ->
     for n in (0, 1):
         folder.write_state(n, running("generate/y1"))
     with held(folder, "0"):
-        out = shown(capsys, "search-x", hand.word)
+        out = shown(capsys, "search-x", hand.store_setting)
         states = [e.state for e in StudyStatus(hand.store).experiments("search-x")]
     assert states == ["done", "pruned", "failed", "running", "preempted"]
     assert "ValueError: bad α" in out and "waits for another worker" in out and "jobs: 1 running" in out
@@ -197,7 +197,7 @@ def test_score_cost_and_store(hand: ByHand, capsys: pytest.CaptureFixture[str]) 
     hand.finish("generate/y0-shard0", policy="s")
     hand.finish("generate/y0", shards=["y0-shard0"])
     hand.study("study", {"a": [*SHARED, *FIRST]})
-    out = shown(capsys, "study=study", hand.word)
+    out = shown(capsys, "study=study", hand.store_setting)
     assert "score 43.2 ± 0.8" in out
     assert "7 of 7 stages done, cost so far 4 GPU-hours" in out, "what a stage has spent on shards stands in theirs"
     assert f"store {hand.store.root}" in out
@@ -225,7 +225,7 @@ def test_the_list_of_studies(hand: ByHand, capsys: pytest.CaptureFixture[str]) -
     folder.write_state(0, failed("train/a1"))
     hand.study("one", {"a": SHARED, "b": [*SHARED, *FIRST]}, folder)
     hand.study("two", {"c": SHARED})
-    lines = shown(capsys, hand.word).splitlines()
+    lines = shown(capsys, hand.store_setting).splitlines()
     assert lines[1].split() == ["one", "2", "1", "done", "1", "failed", "10", "min", "ago", "(local)"]
     assert lines[2].split()[:4] == ["two", "1", "1", "done"]
 
@@ -241,7 +241,7 @@ def test_lines_fit(
     folder.write_state(0, running("sft/s"))
     folder.write_state(1, failed("train/b", "UserError: " + "a long explanation with a remedy; " * 8))
     with held(folder, "0", "scheduler"):
-        out = shown(capsys, "study", hand.word)
+        out = shown(capsys, "study", hand.store_setting)
     lines = out.replace(str(hand.store.root), "").splitlines()
     assert max(map(len, lines)) <= columns
     assert all(part in out for name in names for part in name.split(",")), "names are broken after commas only"
@@ -255,10 +255,10 @@ def test_of_hundreds_only_what_is_telling(hand: ByHand, capsys: pytest.CaptureFi
     many = {f"seed={n}": SHARED for n in range(300)}
     hand.study("study", many | {"x": [*SHARED, "train/x"]}, folder)
     folder.write_state(0, failed("train/x"))
-    out = shown(capsys, "study", hand.word)
+    out = shown(capsys, "study", hand.store_setting)
     assert "300 done  1 failed" in out and "300 more that are done or wait" in out
     assert len(out.splitlines()) < 12
-    assert "seed=299" in shown(capsys, "study", "--all", hand.word)
+    assert "seed=299" in shown(capsys, "study", "--all", hand.store_setting)
 
 
 def test_watch_ends_when_nothing_runs(
@@ -276,7 +276,7 @@ def test_watch_ends_when_nothing_runs(
         lock.release()
 
     monkeypatch.setattr(time, "sleep", finish)
-    lines = shown(capsys, "study", "--watch", hand.word).splitlines()
+    lines = shown(capsys, "study", "--watch", hand.store_setting).splitlines()
     assert lines[0].split(maxsplit=1)[1] == "1 running"
     assert lines[1].split(maxsplit=1)[1] == "1 done"
 
@@ -292,7 +292,7 @@ def test_watch_ends_cleanly_at_ctrl_c(
 
     monkeypatch.setattr(time, "sleep", interrupt)
     with held(folder, "scheduler"):
-        out = shown(capsys, "study", "--watch", hand.word)
+        out = shown(capsys, "study", "--watch", hand.store_setting)
     assert out.count("1 queued") == 2, "the line, and the whole at the end"
 
 
@@ -307,7 +307,7 @@ def test_slurm_that_does_not_answer_leaves_states_unknown(
     folder.write_state(0, running("sft/s"))
     folder.write_state(1, failed("train/f"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    out = shown(capsys, "study", hand.word)
+    out = shown(capsys, "study", hand.store_setting)
     assert "1 done  1 unknown  1 failed" in out
     assert "squeue: no such program here" in out
 
@@ -337,7 +337,7 @@ def test_bad_input_is_one_line(
     hand: ByHand, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hand.study("study", {"a": SHARED})
-    store = [] if "store=nowhere" in words else [hand.word]
+    store = [] if "store=nowhere" in words else [hand.store_setting]
     assert command_line.main(["status", *words, *store]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -345,14 +345,14 @@ def test_bad_input_is_one_line(
 
 def test_the_path_of_a_study_file_stands_for_its_name(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
     hand.study("study", {"a": SHARED})
-    assert "1 planned" in shown(capsys, "study=studies/study.yaml", hand.word)
+    assert "1 planned" in shown(capsys, "study=studies/study.yaml", hand.store_setting)
 
 
 def test_a_launch_whose_records_were_removed_is_no_traceback(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
     folder = hand.launch("study", [{"stages": SHARED}])
     hand.study("study", {"a": SHARED}, folder)
     shutil.rmtree(folder.path)
-    assert "1 planned" in shown(capsys, "study", hand.word)
+    assert "1 planned" in shown(capsys, "study", hand.store_setting)
 
 
 def test_help_needs_no_store() -> None:

@@ -31,7 +31,7 @@ def kinds(job: Job) -> list[str]:
 
 def named(plan: Plan, jobs: Sequence[Job], kind: str, user: int) -> list[Job]:
     """The jobs called after a stage of a kind that are for one experiment alone."""
-    return [job for job in jobs if job.main.kind == kind and job.users == (user,)]
+    return [job for job in jobs if job.kind == kind and job.users == (user,)]
 
 
 def test_a_chain_fuses_into_one_job_an_iteration(whole: Plan) -> None:
@@ -61,7 +61,7 @@ def test_a_job_for_all_is_for_all(whole: Plan) -> None:
 
 def test_one_experiment_alone_is_one_job_an_iteration(tmp_path: Path) -> None:
     plan, _ = tiny_plan(tmp_path, base={"method": "iris", "iterations": 2})
-    jobs = [job for job in make_jobs(plan, SLURM) if job.main.kind != "evaluate"]
+    jobs = [job for job in make_jobs(plan, SLURM) if job.kind != "evaluate"]
     first = ["base", "data", "sft", "generate", "score", "score", "train"]
     assert [kinds(job) for job in jobs] == [first, ["generate", "score", "score", "train"]]
 
@@ -101,7 +101,7 @@ def check(plan: Plan, jobs: Sequence[Job], launcher: Launcher, wanted: set[str])
                 assert name in done or name in job.awaited or owner[name] in above[n]
                 assert name in done or name not in job.awaited or name not in wanted
             done.add(stage.id)
-        assert not any(m in above[k] for m in job.needs for k in job.needs), "nothing is said twice"
+        assert not any(m in above[k] for m in job.needs for k in job.needs), "no need is implied by another"
 
 
 @settings(max_examples=40, deadline=None)

@@ -37,10 +37,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 900.0) -> None:  
 
 
 def finished(store: Store) -> bool:
-    """Whether no job of any launch waits or runs."""
-    records = Records(store)
-    statuses = JobStatuses(records, store)
-    return not any(statuses.of(folder, job).live for folder in records.launches() for job in folder.jobs())
+    """Return whether no job of any launch is live."""
+    return not any(job.status.live for job in JobStatuses(store).all())
 
 
 def run(request: Request, launcher: Launcher, store: Store) -> Report:
@@ -56,21 +54,20 @@ def states(folder: Folder) -> list[str]:
 
 
 def status(store: Store, job: int = 0) -> str:
-    """How a job of the newest launch stands."""
-    records = Records(store)
-    folder = records.launches()[-1]
-    return JobStatuses(records, store).of(folder, folder.jobs()[job]).state
+    """Return the state of a job of the newest launch."""
+    folder = Records(store).launches()[-1]
+    return JobStatuses(store).of(folder, folder.jobs()[job]).status.state
 
 
-def said(store: Store, job: int = 0) -> State:
-    """What a job of the newest launch said last, which must have begun."""
+def last_state(store: Store, job: int = 0) -> State:
+    """Return the last state of a job of the newest launch, which must have started."""
     state = Records(store).launches()[-1].state(job)
     assert state is not None
     return state
 
 
 def steps(store: Store) -> int:
-    """Checkpointed steps of the supervised stage."""
+    """Return the checkpointed steps of the supervised stage."""
     found = list(store.root.glob("sft/.work-*/checkpoint-*"))
     return max((int(path.name.rpartition("-")[2]) for path in found), default=0)
 
@@ -84,7 +81,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that ran in this process; its store is not to be changed."""
+    """The folder of a study that ran in this process; tests must not change its store."""
     folder = tmp_path_factory.mktemp("undisturbed")
     plan, store = tiny_plan(folder, grid=TWO)
     report = launch(Request(plan), INLINE, store)
@@ -93,13 +90,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_of(undisturbed: Path, folder: Path, *, less: Sequence[str] = ()) -> tuple[Plan, Store]:
-    """The same study on a copy of its store, without the artifacts of some kinds and without its records."""
+    """Return the same study on a copy of its store, without artifacts of some kinds and without records."""
     shutil.copytree(undisturbed / "store", folder / "store", ignore=shutil.ignore_patterns(".sweeps", *less))
     found = {"data.path": str(undisturbed / "rows.jsonl"), "evaluate.include": [str(undisturbed / "tasks")]}
     return tiny_plan(folder, grid=TWO, base=found)
 
 
-def test_inline_computes_every_stage_and_says_so(undisturbed: Path) -> None:
+def test_inline_computes_every_stage_and_records_it(undisturbed: Path) -> None:
     store = Store(undisturbed / "store")
     (folder,) = Records(store).launches()
     assert states(folder) == [DONE] * 7
@@ -157,7 +154,7 @@ def test_what_failed_is_left_alone_until_asked_for(tmp_path: Path) -> None:
 
     rows.rename(tmp_path / "rows.jsonl")
     again = launch(Request(plan), INLINE, store)
-    assert [job.main.name for job in again.jobs] == ["tiny"], "the evaluation of the base, which is there"
+    assert [job.name for job in again.jobs] == ["tiny"], "the evaluation of the base, which is there"
     assert {split_id(name)[0] for name in again.found.failed} == {"data", "sft", "generate", "score"}
     assert {status.error for status in again.found.failed.values()} == {error}
     assert {split_id(name)[0] for name in again.found.behind} == {"train", "evaluate"}
@@ -181,7 +178,7 @@ def test_other_experiments_go_on(tmp_path: Path) -> None:
 # --- in the background
 
 
-def test_a_failure_in_the_background_is_said(tmp_path: Path) -> None:
+def test_a_failure_in_the_background_is_reported(tmp_path: Path) -> None:
     plan, store = tiny_plan(tmp_path, without=["evaluate"], base={"method": "sft"})
     (tmp_path / "rows.jsonl").unlink()
     report = run(Request(plan), LOCAL, store)
@@ -220,14 +217,14 @@ def test_a_process_that_dies_takes_the_others_with_it(tmp_path: Path) -> None:
     report = launch(Request(plan), load_launcher("local", ["gpus=[0,1]", "resources.gpus=2"]), store)
     assert report.folder
     wait_for(lambda: steps(store) > 3)
-    first, other = said(store).pid, processes_of(report.folder, "0-1")
+    first, other = last_state(store).pid, processes_of(report.folder, "0-1")
     os.kill(other, signal.SIGKILL)
     wait_for(lambda: finished(store) and not alive(first))
     assert states(report.folder) == [FAILED] and errors(report.folder)
 
 
 def processes_of(folder: Folder, lock: str) -> int:
-    """The process that holds a lock, as the kernel lists it."""
+    """Return the process that holds a lock, from /proc/locks."""
     inode = (folder.path / "state" / f"{lock}.lock").stat().st_ino
     lines = Path("/proc/locks").read_text().splitlines()
     return next(int(line.split()[4]) for line in lines if line.split()[5].endswith(f":{inode}"))
@@ -246,23 +243,24 @@ def test_a_killed_job_has_failed_and_goes_on_where_it_was(tmp_path: Path) -> Non
     launch(Request(plan), LOCAL, store)
     wait_for(lambda: steps(store) > 5)
     assert status(store) == RUNNING
-    os.kill(said(store).pid, signal.SIGKILL)
+    os.kill(last_state(store).pid, signal.SIGKILL)
     wait_for(lambda: status(store) == FAILED)
-    assert said(store).error == "killed by SIGKILL"
+    assert last_state(store).error == "killed by SIGKILL"
     before = steps(store)
     assert launch(Request(plan), LOCAL, store).jobs == []
     launch(Request(plan, retry=True), LOCAL, store)
     wait_for(lambda: steps(store) > before)
-    assert said(store).stage.startswith("sft/")
+    assert last_state(store).stage.startswith("sft/")
 
-    (folder, job) = (Records(store).launches()[-1], 0)
-    cancel([(folder, folder.jobs()[job])])
+    folder = Records(store).launches()[-1]
+    cancel([JobStatuses(store).of(folder, folder.jobs()[0])])
     wait_for(lambda: not folder.held("0") and not folder.held("scheduler"))
     assert status(store) == CANCELLED
     kept = steps(store)
     assert len(launch(Request(plan), LOCAL, store).jobs) == 1, "what was cancelled is submitted again"
     wait_for(lambda: steps(store) > kept)
-    cancel([(Records(store).launches()[-1], folder.jobs()[job])])
+    folder = Records(store).launches()[-1]
+    cancel([JobStatuses(store).of(folder, folder.jobs()[0])])
     wait_for(lambda: finished(store) and not Records(store).launches()[-1].held("0"))
 
 
@@ -275,8 +273,7 @@ def test_a_killed_scheduler_leaves_its_jobs_and_the_next_launch_the_rest(undistu
     scheduler = int((report.folder.logs / "scheduler.log").read_text().split()[1])
     os.kill(scheduler, signal.SIGKILL)
     wait_for(lambda: finished(store))
-    ended = JobStatuses(Records(store), store)
-    found = Counter(ended.of(report.folder, job).state for job in report.folder.jobs())
+    found = Counter(job.status.state for job in JobStatuses(store).all())
     assert found[BLOCKED] >= 1 and found[DONE] == 6 - found[BLOCKED]
     again = run(Request(plan), one, store)
     assert len(again.jobs) == found[BLOCKED]
@@ -292,6 +289,6 @@ def test_a_killed_launch_in_this_process(tmp_path: Path) -> None:
     assert launch(Request(plan), INLINE, store).found.live
     process.kill()
     process.join()
-    assert status(store) == FAILED and said(store).state == RUNNING
+    assert status(store) == FAILED and last_state(store).state == RUNNING
     (error,) = {s.error for s in launch(Request(plan), INLINE, store).found.failed.values()}
     assert error == VANISHED

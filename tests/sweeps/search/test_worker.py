@@ -169,8 +169,5 @@ def test_workers_that_live_are_not_started_again(tmp_path: Path, capsys: pytest.
     assert "nothing to do: search mine has the workers it needs" in capsys.readouterr().out
     wait_for_end(path)
     assert len(Records(begun(path).store).launches()) == 1
-    records = Records(begun(path).store)
-    (folder,) = records.launches()
-    statuses = JobStatuses(records, begun(path).store)
-    assert not any(statuses.of(folder, job).live for job in folder.jobs())
+    assert not any(job.status.live for job in JobStatuses(begun(path).store).all())
     assert len([t for t in begun(path).study().trials if valid(t)]) == 3
