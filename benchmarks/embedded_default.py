@@ -1,8 +1,8 @@
 """python benchmarks/embedded_default.py validation 0 [METHOD] | test 0,1,2,3,4 [METHOD] > results.jsonl
 
-Every method on the embedded default, from one SFT policy a seed: greedy accuracy, accuracy sampled at temperature 1 and
-the held-out gap, of the SFT policy and after the last iteration. `validation` tries the learning rates and is what
-settings are chosen on; `test` runs the chosen settings once.
+Measure every method on the embedded default, from one supervised policy (`start`) per seed: greedy accuracy, accuracy
+sampled at temperature 1 and the held-out gap, of `start` and of the last policy. `validation` tries learning rates and
+loss scales to choose settings; `test` runs the chosen settings once.
 """
 
 import itertools
@@ -57,7 +57,7 @@ def tokens(method: str) -> list[str]:
 
 
 def run(split: str, seed: int, overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run what is missing and measure the SFT policy and the last one."""
+    """Run what is missing and measure the first policy and the last."""
     name = "embedded" if split == "test" else "embedded_validation"
     common = [f"seed={seed}", f"data.subset_seed={seed}", f"evaluate.tasks=[{name},{name}_sampled]"]
     common += ["execution.threads=1", "execution.tracking=[]", "execution.slots=256", f"store={FOLDER / 'store'}"]
@@ -66,7 +66,7 @@ def run(split: str, seed: int, overrides: list[str]) -> tuple[dict[str, Any], di
     store = Store(config.store)
     store.prepare()
     context = runner.Context(store, config.execution, Progress(quiet=True), folder=FOLDER)
-    wanted = [row for row in chain.rows if row.label in ("sft", chain.rows[-1].label)]
+    wanted = [row for row in chain.rows if row.label in ("start", chain.rows[-1].label)]
     for stage in chain.stages:
         if stage.kind != "evaluate" or stage in [row.evaluate for row in wanted]:
             runner.ensure(stage, context)
@@ -114,7 +114,7 @@ def main() -> None:
     for seed in seeds:
         for label, overrides in (x for x in settings(split) if x[0].startswith(only)):
             first, last = run(split, seed, overrides)
-            print(json.dumps({"split": split, "seed": seed, "run": label, "sft": first, "last": last}), flush=True)
+            print(json.dumps({"split": split, "seed": seed, "run": label, "start": first, "last": last}), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,15 +26,15 @@ def main() -> None:
     runs: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
     for row in rows:
         runs[row["run"]][row["seed"]] = row["last"]
-        runs["SFT policy (a)"][row["seed"]] = row["sft"]
-    seeds = sorted(runs["SFT policy (a)"])
-    start = runs.pop("SFT policy (a)")
+        runs["start (a)"][row["seed"]] = row["start"]
+    seeds = sorted(runs["start (a)"])
+    start = runs.pop("start (a)")
     order = sorted(runs, key=lambda name: -np.mean([runs[name][s]["greedy"] for s in seeds]))
     head = ["policy", "greedy", "− (a)", "− (b)", "sampled", "− (a)", "− (b)", "gap", "NLL", "any order", "tokens"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for name, values in [("SFT policy (a)", start), *((name, runs[name]) for name in order)]:
+    for name, values in [("start (a)", start), *((name, runs[name]) for name in order)]:
         table = {c: np.array([values[s][c] for s in seeds]) for c in COLUMNS}
-        cells = ["continued SFT (b)" if name == "sft" else name]
+        cells = ["sft (b)" if name == "sft" else name]
         for column in ("greedy", "sampled"):
             own = 100 * table[column]
             cells.append(f"{own.mean():.1f}")

@@ -166,9 +166,9 @@ class _Builder:
         experiment = self.experiment
         if experiment.model.sft:
             self._row("base", self.base)
-            self._row("sft", self._sft())
+            self._row("start", self._sft())
         else:
-            self._row("π0", self.base)
+            self._row("start", self.base)
         for iteration in range(experiment.iterations):
             self._iterate(iteration)
         name = f"{experiment.method.name}-{self.name}"
@@ -201,7 +201,7 @@ class _Builder:
         return self.known.once(parts, lambda: _training(train, run, t))
 
     def _row(self, label: str, policy: Stage, scores: tuple[Stage, ...] = ()) -> None:
-        self.policies = [policy] if label == "base" or label == "sft" else [*self.policies, policy]
+        self.policies = [policy] if label in ("base", "start") else [*self.policies, policy]
         parts = ("evaluate", id(self.evaluation))
         evaluate = self._add(parts, {"policy": policy}, lambda: (policy.name, self.evaluation))
         self.rows.append(Row(label, policy, evaluate, scores))

@@ -15,7 +15,7 @@ from iris.store import Artifact, Store
 
 @dataclass(frozen=True)
 class Line:
-    """What the table says of one policy. Absent numbers are None: sft and reference-free methods have no gap or α."""
+    """What the table says of one policy. `alpha` and `gap` are None for `base`, `start` and reference-free methods."""
 
     label: str
     score: float

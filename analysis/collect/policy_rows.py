@@ -14,7 +14,8 @@ Numbers = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 _HASH = 13  # signs at the end of a key that are not of the name
 _PART = "-part"  # what the name of an evaluation of a share of the documents ends in
-START = ("base", "π0", "sft")  # policies before the first iteration
+BASE, START = "base", "start"  # START: the policy that iterations start from
+INITIAL = (BASE, START)
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,15 @@ def cells(entries: Entries) -> PolicyRows:
     before = iteration - is_kind["train"]  # iterations that have ended before the entry
     evaluation = np.flatnonzero(is_kind["evaluate"])
     policy = _policies(entries, np.flatnonzero(is_kind["base"] | is_kind["sft"] | is_kind["train"]), evaluation)
-    start = np.where(is_kind["sft"], 2, np.where(entries.any(is_kind["sft"])[entries.owner], 0, 1))
-    label = np.where(is_kind["train"], len(START) - 1 + iteration, start)
+    start = np.where(is_kind["sft"] | ~entries.any(is_kind["sft"])[entries.owner], 1, 0)
+    label = np.where(is_kind["train"], len(INITIAL) - 1 + iteration, start)
     most = int(iteration.max(initial=0))
     return PolicyRows(
         entries=entries,
         policy=policy,
         evaluation=evaluation,
         label=label[policy],
-        labels=[*START, *(f"t={t}" for t in range(1, most + 1))],
+        labels=[*INITIAL, *(f"t={t}" for t in range(1, most + 1))],
         iteration=iteration[policy],
         part=np.array([entries.names[n][:-_HASH].endswith(_PART) for n in entries.stage[evaluation]], bool),
         trained=is_kind["train"][policy],

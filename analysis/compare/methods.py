@@ -10,12 +10,11 @@ import pandas as pd
 
 from analysis.collect.frames import Frames
 from analysis.collect.index import AVERAGE
-from analysis.collect.policy_rows import START
+from analysis.collect.policy_rows import INITIAL, START
 from analysis.compare import statistics
 from analysis.compare.statistics import Comparison, Interval
 from iris.errors import UserError, nearest
 
-CONTINUED = "sft continued"  # the method `sft` goes on from the policy `sft`
 FINAL = "final"
 _NO_DOCUMENTS = pd.Series(dtype=float)
 
@@ -23,7 +22,7 @@ _NO_DOCUMENTS = pd.Series(dtype=float)
 def labels(frames: Frames) -> pd.Series:
     """The arm of each experiment, by its name: its method and whatever else varies but for seed and data size."""
     table = frames.experiments.set_index("experiment")
-    parts = [table["method"].astype(str).replace("sft", CONTINUED)]
+    parts = [table["method"].astype(str)]
     for key in ("model", "data", "schedule", "iterations", *frames.varying):
         values = table[key].astype(object).where(table[key].notna(), "")
         if values[values != ""].nunique() > 1 or key in frames.varying:
@@ -140,14 +139,14 @@ def _on(documents: pd.Index, values: pd.Series) -> np.ndarray[Any, Any]:
 
 
 def table(frames: Frames) -> Table:
-    """The scores of all arms. What many experiments begin with (base, sft) is an arm of its own, counted once."""
+    """The scores of all arms. What many experiments begin with (base, start) is an arm of its own, counted once."""
     scores = frames.scores[frames.scores["main"] & ~frames.scores["part"]]
     kept = ["experiment", "size", "seed", "policy", "iteration", "task", "value", "stderr", "final", "evaluation"]
     rows = scores[[*kept, "state", "alpha", "gap", "seconds", "gpu_seconds", "tokens"]].copy()
     rows["size"] = rows["size"].where(rows["size"].notna(), scores["annotations"])
     for name in ("experiment", "policy", "task", "evaluation"):
         rows[name] = rows[name].astype(object)
-    begun = [rows[rows["policy"] == policy].assign(final=True) for policy in START]
+    begun = [rows[rows["policy"] == policy].assign(final=True) for policy in INITIAL]
     common = pd.concat([_named(each, _starts(each, frames)) for each in begun])
     arm = rows["experiment"].map(labels(frames))
     others = _named(rows, [arm, arm + " (" + rows["experiment"] + ")"])
@@ -179,13 +178,13 @@ def _named(rows: pd.DataFrame, names: Sequence[pd.Series]) -> pd.DataFrame:
 
 
 def baseline(found: Table, name: str | None = None) -> str:
-    """The arm to compare with: the one named, else SFT for as long as the others train, else `sft`, else the first."""
+    """The arm to compare with: the one named, else the method `sft`, else `start`, else the first."""
     arms = found.arms
     if name is not None:
         if name not in arms:
             raise UserError(f"baseline={name}: choose one of {', '.join(arms)}.{nearest(name, arms)}")
         return name
-    return next((arm for arm in (CONTINUED, "sft") if arm in arms), arms[0])
+    return next((arm for arm in ("sft", START) if arm in arms), arms[0])
 
 
 def best(intervals: Sequence[tuple[str, float]]) -> str | None:

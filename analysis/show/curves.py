@@ -11,13 +11,13 @@ from matplotlib.lines import Line2D
 
 from analysis.collect.frames import Frames
 from analysis.collect.index import AVERAGE
-from analysis.collect.policy_rows import START
+from analysis.collect.policy_rows import BASE, INITIAL
 from analysis.compare.statistics import LEVEL, mean
 from analysis.show.style import GREY, Labels, Style, key
 
 POINTS = 60  # of a curve in an iteration: more steps are averaged in as many groups
 # Policies before the first iteration are no methods: grey, without markers.
-REFERENCES = {name: Style(GREY, "", (0, (1, 1)) if name == "base" else (0, (4, 2))) for name in START}
+REFERENCES = {name: Style(GREY, "", (0, (1, 1)) if name == BASE else (0, (4, 2))) for name in INITIAL}
 AxesOf = Mapping[tuple[str, str], Axes]  # by panel and row
 
 

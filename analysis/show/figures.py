@@ -5,7 +5,6 @@ Each takes frames and returns a figure, or None where the study has nothing to s
 the panels. Scores are percentages, bars 95 % t-intervals over seeds.
 """
 
-import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -19,11 +18,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from analysis.collect.frames import Frames
 from analysis.collect.index import AVERAGE
+from analysis.collect.policy_rows import BASE, START
 from analysis.show import curves, search
 from analysis.show.curves import REFERENCES, over_seeds
 from analysis.show.style import DOUBLE, SINGLE, Draw, Labels, count, key, label, legend, letters, note, sheet, styled
-
-STARTS = ("sft", "π0")  # what iterations start from
 
 
 @styled
@@ -58,12 +56,10 @@ def efficiency(frames: Frames) -> Figure | None:
         labels.groups, {"": "Score of the last policy (%)"}, "Annotations", height=2.4, width=labels.width
     )
     _log(axes, FixedLocator(sizes), lambda x: count(round(x)))
-    handles = curves.lines_across(cells[cells["policy"] == "base"], "group", axes)
-    starts = over_seeds(cells[cells["policy"].isin(STARTS)], ["group", "policy", "amount"], "score")
-    for group, policy in itertools.product(labels.groups, [name for name in STARTS if name in set(starts["policy"])]):
-        rows, style = starts[(starts["group"] == group) & (starts["policy"] == policy)], REFERENCES[policy]
-        axes[group, ""].plot(rows["amount"], rows["mean"], label=policy, **style.keywords())
-        handles[policy] = key(style)
+    handles = curves.lines_across(cells[cells["policy"] == BASE], "group", axes)
+    for group, rows in over_seeds(cells[cells["policy"] == START], ["group", "amount"], "score").groupby("group"):
+        axes[str(group), ""].plot(rows["amount"], rows["mean"], label=START, **REFERENCES[START].keywords())
+        handles[START] = key(REFERENCES[START])
     legend(figure, handles | curves.draw(points, "group", "amount", labels, axes))
     note(figure, [curves.missing(last, by, "score"), curves.intervals(points)])
     return figure
@@ -142,7 +138,7 @@ def cost(frames: Frames) -> Figure | None:
     """Average score of each policy against what it and the policies before it have cost, and the Pareto front."""
     labels = label(frames)
     cells = curves.averages(frames, labels)
-    cells = cells[cells["policy"] != "base"].sort_values("iteration", kind="stable")
+    cells = cells[cells["policy"] != BASE].sort_values("iteration", kind="stable")
     on_gpus = bool(cells["gpu_seconds"].max() > 0)
     spent = cells["gpu_seconds"] / 3600 if on_gpus else cells["seconds"] / 60
     total = spent.groupby(cells["experiment"]).transform(lambda own: own.cumsum(skipna=False))
@@ -201,8 +197,8 @@ def _differences(frames: Frames, labels: Labels) -> tuple[pd.DataFrame, str]:
     """The last policies' scores by task as `shown`, minus those of the start if there is one, and its name or ''."""
     found = curves.scores(frames, labels)
     last = found[found["final"] & (found["iteration"] > 0)]
-    start = next((name for name in STARTS if found["score"][found["policy"] == name].notna().any()), "")
-    before = found[found["policy"] == start].set_index(["experiment", "task"])["score"].rename("before")
+    before = found[found["policy"] == START].set_index(["experiment", "task"])["score"].rename("before")
+    start = START if before.notna().any() else ""
     less = last.join(before, on=["experiment", "task"])["before"] if start else 0.0
     shown = last["score"] - less
     alone = last["score"].notna() & shown.isna()

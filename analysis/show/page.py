@@ -42,7 +42,7 @@ def page(title: str, question: str, warnings: Sequence[str], sections: Sequence[
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("analysis"),
+        loader=PackageLoader("analysis.show"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

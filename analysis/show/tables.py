@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.collect.frames import Frames
 from analysis.collect.index import AVERAGE
-from analysis.collect.policy_rows import START
+from analysis.collect.policy_rows import INITIAL
 from analysis.compare import methods, statistics
 from analysis.compare.methods import Arm, Table
 from analysis.show import search
@@ -38,7 +38,7 @@ def scores(found: Table) -> Sheet:
 def iterations(found: Table) -> Sheet:
     """The average by iteration, with the change from the iteration before."""
     own = found.rows[found.rows["arm"].isin(found.methods)].sort_values("iteration", kind="stable")
-    policies = list(dict.fromkeys([*(p for p in START if p in set(own["policy"])), *own["policy"]]))
+    policies = list(dict.fromkeys([*(p for p in INITIAL if p in set(own["policy"])), *own["policy"]]))
     rows = []
     for size in found.sizes:
         for arm in found.methods:
@@ -87,7 +87,7 @@ def cost(found: Table) -> Sheet:
     """What an experiment of each arm has cost from the first iteration on, and the average that it reached."""
     frames = found.frames
     cells = frames.cells()
-    own = cells[~cells["policy"].isin(START) & (cells["state"] == "done")].copy()
+    own = cells[~cells["policy"].isin(INITIAL) & (cells["state"] == "done")].copy()
     own["arm"] = own["experiment"].astype(object).map(methods.labels(frames))
     own["size"] = own["size"].where(own["size"].notna(), own["annotations"])
     unit, scale = ("GPU-hours", 3600) if own["gpu_seconds"].sum() else ("minutes", 60)

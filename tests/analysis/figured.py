@@ -48,7 +48,7 @@ def score(point: Setting, iteration: int, task: str = AVERAGE) -> float:
 def study(
     points: Sequence[Setting],
     done: Callable[[Setting], int] = lambda point: ITERATIONS,
-    start: str = "sft",
+    sft: bool = True,
     gpus: bool = True,
     tasks: Sequence[str] = tuple(TASKS),
     steps: int = STEPS,
@@ -60,7 +60,7 @@ def study(
         about = {"experiment": f"e{number}", "model": "tiny", "data": "sums", "schedule": "adaptive"} | dict(point)
         about |= {"state": "done" if finished == ITERATIONS else "failed", "annotations": point["size"]}
         experiments.append(about | {"error": "", "iterations": ITERATIONS})
-        policies = [("base", -1), (start, 0)] if start == "sft" else [(start, 0)]
+        policies = [("base", -1), ("start", 0)] if sft else [("start", 0)]
         for policy, at in [*policies, *((f"t={t}", t) for t in range(1, ITERATIONS + 1))]:
             there = at <= finished
             row = about | {"policy": policy, "iteration": max(at, 0), "final": at == ITERATIONS, "part": False}

@@ -66,7 +66,7 @@ def check_rows(lines: list[table.Line], labels: list[str], *, alpha: bool, gap: 
         assert line.stderr is not None and math.isfinite(line.stderr)
         assert line.seconds > 0
         trained = line.label.startswith("t=")
-        assert (line.tokens > 0) == (trained or line.label == "sft")
+        assert (line.tokens > 0) == (trained or line.label == "start")
         assert (line.alpha is not None) == (alpha and trained)
         assert (line.gap is not None) == (gap and trained)
         assert line.gap is None or line.gap >= 0
@@ -79,7 +79,7 @@ def test_every_method_runs_from_its_base_model_to_a_table(
     config = tiny(method, shared)
     needed = needs(method)
     lines = run.run(config)
-    check_rows(lines, ["base", "sft", "t=1", "t=2"], alpha=needed.alpha, gap=needed.players > 0)
+    check_rows(lines, ["base", "start", "t=1", "t=2"], alpha=needed.alpha, gap=needed.players > 0)
 
     assert runner.missing(chain_of(config), Store(shared)) == []
     for policy in artifacts_of(config, "train"):
@@ -97,7 +97,7 @@ def test_every_method_runs_from_its_base_model_to_a_table(
 
     printed = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed if line.startswith("│")]
-    assert [row[0] for row in rows] == ["base", "sft", "t=1", "t=2"]
+    assert [row[0] for row in rows] == ["base", "start", "t=1", "t=2"]
     shown = [(row[2] != "–", row[3] != "–", row[4] != "–") for row in rows]
     own = (needed.alpha, needed.players > 0, True)
     assert shown == [(False, False, False), (False, False, True), own, own]
@@ -169,10 +169,10 @@ def test_execution_changes_neither_keys_nor_results(tiny: Tiny, shared: Path, tm
 
 def test_two_samples_of_space_and_two_rounds_of_spin(tiny: Tiny, shared: Path) -> None:
     space = tiny("space", shared, {"method.samples": 2, "method.loss.mu": 2.0})
-    check_rows(run.run(space), ["base", "sft", "t=1", "t=2"], alpha=False, gap=True)
+    check_rows(run.run(space), ["base", "start", "t=1", "t=2"], alpha=False, gap=True)
     assert [a.results["responses"] for a in artifacts_of(space, "generate")] == [40, 40]
     spin = tiny("spin", shared, {"method.rounds": 2})
-    check_rows(run.run(spin), ["base", "sft", "t=1", "t=2"], alpha=False, gap=True)
+    check_rows(run.run(spin), ["base", "start", "t=1", "t=2"], alpha=False, gap=True)
     assert [a.results["samples"] for a in artifacts_of(spin, "train")] == [20, 40]
     first = next(stage for stage in chain_of(tiny("spin", shared)).stages if stage.kind == "train")
     assert artifacts_of(spin, "train")[0].key == first.key, "the first round is that of plain SPIN"
@@ -180,7 +180,7 @@ def test_two_samples_of_space_and_two_rounds_of_spin(tiny: Tiny, shared: Path) -
 
 def test_lora_trains_adapters_that_the_next_iteration_goes_on_with(tiny: Tiny, shared: Path) -> None:
     config = tiny("iris", shared, {"train.lora.rank": 2})
-    check_rows(run.run(config), ["base", "sft", "t=1", "t=2"], alpha=True, gap=True)
+    check_rows(run.run(config), ["base", "start", "t=1", "t=2"], alpha=True, gap=True)
     base = chain_of(config).stages[0]
     policies = [*artifacts_of(config, "sft"), *artifacts_of(config, "train")]
     adapters = [weights(policy) for policy in policies]
@@ -194,7 +194,7 @@ def test_lora_trains_adapters_that_the_next_iteration_goes_on_with(tiny: Tiny, s
 
 def test_no_iterations_are_the_supervised_stage_alone(tiny: Tiny, shared: Path) -> None:
     config = tiny("iris", shared, {"iterations": 0})
-    check_rows(run.run(config), ["base", "sft"], alpha=False, gap=False)
+    check_rows(run.run(config), ["base", "start"], alpha=False, gap=False)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_the_embedded_default_in_small(tiny: Tiny, tmp_path: Path) -> None:
     folders = [f"store={tmp_path / 'store'}", f"output={tmp_path / 'output'}"]
     config = compose.load(["+method=iris", *sizes, *folders, "execution.tracking=[]", "execution.device=cpu"])
     lines = run.run(config)
-    assert [line.label for line in lines] == ["base", "sft", "t=1"]
+    assert [line.label for line in lines] == ["base", "start", "t=1"]
     assert list(lines[0].tasks) == ["embedded"]
     (data,) = artifacts_of(config, "data")
     assert (data.results["rows"], data.results["source_rows"], data.results["unusable"]) == (16, 20, {})

@@ -219,7 +219,7 @@ def test_a_flipped_byte_is_found_and_computed_anew(tiny: Tiny, tmp_path: Path, u
         run.run(config)
     assert len(list((tmp_path / "store" / ".corrupt").iterdir())) == 1, "nothing is deleted"
     lines = run.run(config)
-    assert [line.label for line in lines] == ["base", "sft", "t=1", "t=2"]
+    assert [line.label for line in lines] == ["base", "start", "t=1", "t=2"]
     assert files(tmp_path / "store") == files(undisturbed)
 
 
@@ -294,7 +294,7 @@ def test_an_exploding_loss_is_one_message_and_a_lower_rate_goes_on(tiny: Tiny, t
     kept = files(store)
     assert {kind for kind, _ in kept} == {"base", "data", "sft", "evaluate", "generate", "score"}
     lines = run.run(tiny("spin", store, wild | {"train.learning_rate": 1e-4}))
-    assert [line.label for line in lines] == ["base", "sft", "t=1"]
+    assert [line.label for line in lines] == ["base", "start", "t=1"]
     assert files(store).items() > kept.items()
 
 

@@ -22,7 +22,7 @@ from iris.plan import Chain, Stage
 Keys = dict[str, str]
 Tiny = Callable[..., Config]
 HEAVY = ("torch", "transformers", "datasets", "lm_eval", "peft", "accelerate", "pandas", "reasoning_gym")
-SHARED = {"base", "data", "sft", "generate0", "score0-y", "score0-y0", "evaluate-base", "evaluate-sft"}
+SHARED = {"base", "data", "sft", "generate0", "score0-y", "score0-y0", "evaluate-base", "evaluate-start"}
 CONSTANT = {"schedule.name": "constant", "schedule.params": {"alpha": 2.0}}
 LINEAR = {"schedule.name": "linear", "schedule.params": {"start": 2.0, "end": 0.5}}
 
@@ -75,8 +75,8 @@ def changed(before: Keys, after: Keys) -> set[str]:
 def test_an_experiment_is_the_chain_of_the_design(keys: Callable[..., Keys]) -> None:
     first = SHARED | {"train0", "evaluate-t=1"}
     assert set(keys()) == first | {"generate1", "score1-y", "score1-y1", "train1", "evaluate-t=2"}
-    assert set(keys("iris", {"iterations": 0})) == {"base", "data", "sft", "evaluate-base", "evaluate-sft"}
-    without = {"base", "data", "generate0", "score0-y", "score0-y0", "train0", "evaluate-π0", "evaluate-t=1"}
+    assert set(keys("iris", {"iterations": 0})) == {"base", "data", "sft", "evaluate-base", "evaluate-start"}
+    without = {"base", "data", "generate0", "score0-y", "score0-y0", "train0", "evaluate-start", "evaluate-t=1"}
     assert set(keys("iris", {"iterations": 1, "model.sft": False})) == without
 
 
@@ -342,7 +342,7 @@ def test_a_local_model_enters_by_its_content_and_has_no_seed(keys: Callable[...,
     own = keys("iris", local)
     shutil.copytree(folder, tmp_path / "moved")
     assert keys("iris", local | {"model.path": str(tmp_path / "moved")}) == own
-    sampled = set(own) - {"base", "data", "evaluate-π0"}
+    sampled = set(own) - {"base", "data", "evaluate-start"}
     assert changed(own, keys("iris", local | {"seed": 1})) == sampled - {"score0-y"}
     (folder / "model.safetensors").write_bytes(b"others!")
     assert changed(own, keys("iris", local)) == set(own)

@@ -18,7 +18,7 @@ from tests.analysis.browser import browser
 from tests.analysis.stores import Made
 
 SECTIONS = [
-    *("Scores", "Differences from sft continued", "Iterations", "Data efficiency", "Training", "Cost"),
+    *("Scores", "Differences from sft", "Iterations", "Data efficiency", "Training", "Cost"),
     *("Completeness", "Provenance", "How to get every number again"),
 ]
 

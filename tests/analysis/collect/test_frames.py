@@ -14,7 +14,7 @@ from tests.analysis import stores
 from tests.analysis.stores import ITERATIONS, METHODS, SEEDS, SIZES, TASKS, Made
 
 EXPERIMENTS = len(METHODS) * len(SIZES) * len(SEEDS)
-POLICIES = ["base", "sft", "t=1", "t=2"]
+POLICIES = ["base", "start", "t=1", "t=2"]
 
 
 def load(made: Made) -> analysis.Frames:
@@ -27,12 +27,12 @@ def test_a_row_per_experiment_policy_task_and_metric(made: Made) -> None:
     main = scores[scores["main"]]
     assert len(main) == EXPERIMENTS * len(POLICIES) * (1 + len(TASKS)) and main["state"].eq("done").all()
     for row in main.itertuples():
-        t = {"base": -1, "sft": 0}.get(str(row.policy), row.iteration)
+        t = {"base": -1, "start": 0}.get(str(row.policy), row.iteration)
         assert row.value == pytest.approx(stores.score(row.method, int(row.size), row.seed, t, row.task))
     assert set(scores["metric"]) == {"average", "accuracy,none", "length,none"}
     assert scores.loc[scores["task"] == "sums", "documents"].eq(20).all()
     assert scores.groupby("policy", observed=True)["final"].unique().map(list).to_dict() == {
-        "base": [False], "sft": [False], "t=1": [False], "t=2": [True],
+        "base": [False], "start": [False], "t=1": [False], "t=2": [True],
     }  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_training_curves(made: Made) -> None:
     steps = frames.steps(frames.scores["method"] == "iris")
     assert len(steps) == len(SIZES) * len(SEEDS) * (2 + 3 * ITERATIONS)
     assert steps.loc[steps["policy"] == "t=1", "loss"].tolist()[:3] == [1.0, 0.9, 0.8]
-    assert steps["batch"].eq(8).all() and steps.loc[steps["policy"] == "sft", "real_ess"].isna().all()
+    assert steps["batch"].eq(8).all() and steps.loc[steps["policy"] == "start", "real_ess"].isna().all()
 
 
 def test_samples_of_every_document(made: Made) -> None:

@@ -61,7 +61,7 @@ def names(figure: Figure) -> list[str]:
 
 def test_iterations_show_means_and_t_intervals() -> None:
     figure = drawn("iterations", study(grid()))
-    assert names(figure) == ["base", "sft", "sft continued", "spin", "iris"]
+    assert names(figure) == ["base", "start", "sft", "spin", "iris"]
     assert [axes.get_title() for axes in figure.axes] == ["14k annotations", "50k annotations", "200k annotations"]
     x, y, intervals = bars(panel(figure, "14k annotations"), "iris")
     assert np.round(x).tolist() == [1, 2, 3] and np.abs(x - np.round(x)).max() < 0.25
@@ -76,14 +76,14 @@ def test_iterations_have_the_base_model_and_the_start_as_lines_across() -> None:
     figure = drawn("iterations", study(grid()))
     for title, start in (("14k annotations", 32), ("50k annotations", 34), ("200k annotations", 36)):
         assert line(panel(figure, title), "base")[1] == pytest.approx([30, 30])
-        assert line(panel(figure, title), "sft")[1] == pytest.approx([start, start])
+        assert line(panel(figure, title), "start")[1] == pytest.approx([start, start])
 
 
 def test_missing_cells_are_not_drawn_but_counted() -> None:
     figure = drawn("iterations", study(grid(), with_holes))
     np.testing.assert_allclose(bars(panel(figure, "50k annotations"), "spin")[1], [35, np.nan, np.nan])
     assert bars(panel(figure, "200k annotations"), "iris")[1] == pytest.approx([38, 40, 42])
-    assert all(np.isnan(bars(panel(figure, "200k annotations"), "sft continued")[1]))
+    assert all(np.isnan(bars(panel(figure, "200k annotations"), "sft")[1]))
     # iris on 14k, iteration 3: seeds 1 and 2 alone. Missing: 1 of iris, 2 iterations × 3 seeds of spin, 9 of sft
     assert bars(panel(figure, "14k annotations"), "iris")[1][2] == pytest.approx((38 + 39) / 2)
     assert said(figure) == "16 of 81 cells missing (16 failed); means over 2–3 seeds; bars: 95 % t-intervals"
@@ -115,7 +115,7 @@ def test_efficiency_shows_the_last_policy_by_annotations() -> None:
     assert y == pytest.approx([38.5, 40, 42])
     assert intervals[1] == pytest.approx([40 - HALF, 40 + HALF])
     np.testing.assert_allclose(bars(axes, "spin")[1], [35, np.nan, 39])
-    assert line(axes, "sft") == pytest.approx(np.array([SIZES, [32, 34, 36]]))
+    assert line(axes, "start") == pytest.approx(np.array([SIZES, [32, 34, 36]]))
     assert line(axes, "base")[1] == pytest.approx([30, 30])
     assert said(figure).startswith("7 of 27 cells missing (7 failed)")
 
@@ -155,7 +155,7 @@ def test_ratios_and_the_share_of_the_batch_that_counts() -> None:
     np.testing.assert_allclose(synthetic[5:10], [0, -2, -4, -6, np.nan])
     _, shares = line(panel(figure, "200k annotations", row=3), "iris")
     np.testing.assert_allclose(shares[:5], [1, 1 / 2, 1 / 3, 1 / 4, np.nan])
-    assert said(figure) == ("no ratios: sft continued; means over 3 seeds; ESS: effective sample size of the weights")
+    assert said(figure) == ("no ratios: sft; means over 3 seeds; ESS: effective sample size of the weights")
 
 
 def test_a_batch_is_no_larger_than_the_data() -> None:
@@ -220,12 +220,12 @@ def test_tasks_show_differences_to_the_start() -> None:
     axes = panel(figure, "50k annotations")
     assert [text.get_text() for text in axes.get_xticklabels()] == [*TASKS, AVERAGE]
     left = panel(figure, "14k annotations")
-    assert [text.get_text() for text in left.get_yticklabels()] == ["sft continued", "spin", "iris"]
+    assert [text.get_text() for text in left.get_yticklabels()] == ["sft", "spin", "iris"]
     assert cells(axes) == [["+0.6"] * 4, ["–"] * 4, ["+6.0"] * 4]
     mesh = axes.collections[0]
     assert np.asarray(mesh.get_array())[2] == pytest.approx([6] * 4)
     assert mesh.get_clim() == pytest.approx((-6, 6))  # no difference is in the middle of the colours
-    assert figure.get_suptitle() == "Score minus that of sft (points)"
+    assert figure.get_suptitle() == "Score minus that of start (points)"
     assert said(figure).startswith("28 of 108 cells missing (28 failed)")
 
 
@@ -238,8 +238,8 @@ def test_tasks_without_a_start_show_scores() -> None:
 
 
 def test_a_pretrained_model_is_a_start() -> None:
-    frames = study(grid(["spin", "iris"], [14_000.0]), start="π0")
-    assert line(panel(drawn("iterations", frames)), "π0")[1] == pytest.approx([32, 32])
+    frames = study(grid(["spin", "iris"], [14_000.0]), sft=False)
+    assert line(panel(drawn("iterations", frames)), "start")[1] == pytest.approx([32, 32])
     assert cells(panel(drawn("tasks", frames)))[1] == ["+6.0"] * 4
 
 
@@ -284,7 +284,7 @@ def test_models_have_panels_and_lines_of_their_own() -> None:
     points = [point | {"model": model} for model in ("large", "small") for point in grid(sizes=[14_000.0])]
     figure = drawn("iterations", study(points))
     assert [axes.get_title() for axes in figure.axes] == ["large", "small"]
-    assert names(figure) == ["base", "sft", "sft continued", "spin", "iris"]
+    assert names(figure) == ["base", "start", "sft", "spin", "iris"]
 
 
 STUDIES: dict[str, Callable[[], Made]] = {

@@ -19,8 +19,6 @@ from iris.store import split_id
 from tests.analysis import stores
 from tests.analysis.stores import METHODS, SEEDS, SIZES, TASKS, Made
 
-NAMES = {"sft": "sft continued", "spin": "spin", "iris": "iris"}
-
 
 @pytest.fixture
 def table(made: Made) -> Table:
@@ -47,7 +45,7 @@ def test_scores_with_intervals(table: Table) -> None:
     assert len(sheet.rows) == len(SIZES) * (len(METHODS) + 2)
     for method in METHODS:
         for size in SIZES:
-            cells = row(sheet, NAMES[method], str(size))
+            cells = row(sheet, method, str(size))
             for task in [*TASKS, "average"]:
                 values = 100 * scores(method, size, task=task)
                 half = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))[1] - values.mean()
@@ -60,7 +58,7 @@ def test_what_all_begin_with_is_counted_once(table: Table) -> None:
     cells = row(tables.scores(table), "base", "100")
     assert cells["average"].text == "10.0" and cells["seeds"].text == "3"
     assert table.select("base", 100).interval.n == 1, "one model, whatever the seed"
-    assert table.select("sft", 100).scores.tolist() == pytest.approx(scores("sft", 100, 0))
+    assert table.select("start", 100).scores.tolist() == pytest.approx(scores("sft", 100, 0))
 
 
 def test_the_best_is_bold_only_where_that_is_sure(made: Made) -> None:
@@ -77,7 +75,7 @@ def test_change_by_iteration(table: Table) -> None:
     cells = row(tables.iterations(table), "iris", "200")
     means = [100 * scores("iris", 200, t).mean() for t in (-1, 0, 1, 2)]
     assert cells["base"].sort == pytest.approx(means[0])
-    for name, before, mean in zip(("sft", "t=1", "t=2"), means, means[1:], strict=False):
+    for name, before, mean in zip(("start", "t=1", "t=2"), means, means[1:], strict=False):
         assert cells[name].text == f"{mean:.1f} ({mean - before:+.1f})"
 
 
@@ -121,8 +119,8 @@ def test_differences_agree_with_scipy(made: Made) -> None:
 
 
 def test_differences_over_seeds_and_documents(table: Table) -> None:
-    sheet = differences(table, "sft continued")
-    assert len(sheet.rows) == len(SIZES) * 3 * (1 + 2 * len(TASKS)), "sft, spin, iris: the average, and each task twice"
+    sheet = differences(table, "sft")
+    assert len(sheet.rows) == len(SIZES) * 3 * (1 + 2 * len(TASKS)), "start, spin, iris: average, each task twice"
     by_seed, by_document = (r for r in sheet.rows if [c.text for c in r[:3]] == ["iris", "100", "sums"])
     gain = 100 * (stores.score("iris", 100, 0, 2, "sums") - stores.score("sft", 100, 0, 2, "sums"))
     assert by_seed[3].text == by_document[3].text == f"{gain:+.2f}"
@@ -166,7 +164,7 @@ def test_a_seed_whose_samples_are_damaged_is_left_out(copy: Made) -> None:
 
 
 def test_the_baseline(table: Table) -> None:
-    assert methods.baseline(table) == "sft continued" and methods.baseline(table, "spin") == "spin"
+    assert methods.baseline(table) == "sft" and methods.baseline(table, "spin") == "spin"
     with pytest.raises(UserError, match=r"baseline=iriss: choose one of base, .*Did you mean 'iris'"):
         methods.baseline(table, "iriss")
 
@@ -177,7 +175,7 @@ def test_arms_are_named_by_what_varies(copy: Made) -> None:
             scale = 0.1 if point["facts"]["seed"] else 0.2
             point["overrides"].append(f"method.loss.scale={scale}")
     copy.record()
-    assert of(copy).arms[2:] == ["sft continued", "spin", "iris method.loss.scale=0.2", "iris method.loss.scale=0.1"]
+    assert of(copy).arms[2:] == ["sft", "spin", "iris method.loss.scale=0.2", "iris method.loss.scale=0.1"]
 
 
 def test_published_results_are_those_of_the_papers() -> None:
@@ -194,9 +192,9 @@ def test_two_models_are_not_taken_for_one(copy: Made) -> None:
             point["facts"] |= {"model": "n", "seed": 0}
     copy.record()
     table = of(copy)
-    assert table.starts == ["base", "sft m d", "sft n d"] and "iris n" in table.arms, "both began with one base"
-    assert table.select("sft n d", 100).scores.tolist() == [stores.score("sft", 100, 2, 0, "average")]
-    assert len(differences(table, "sft continued m").rows) > 0
+    assert table.starts == ["base", "start m d", "start n d"] and "iris n" in table.arms, "both began with one base"
+    assert table.select("start n d", 100).scores.tolist() == [stores.score("sft", 100, 2, 0, "average")]
+    assert len(differences(table, "sft m").rows) > 0
 
 
 def test_what_is_computed_twice_counts_once(copy: Made) -> None:
@@ -218,7 +216,7 @@ def test_experiments_that_nothing_tells_apart_keep_their_names(copy: Made) -> No
 
 
 def test_a_claim_compares_two_points_on_the_same_seeds(table: Table) -> None:
-    found = efficiency.curves(table).claim("iris", 100, "sft continued", 200).seeds
+    found = efficiency.curves(table).claim("iris", 100, "sft", 200).seeds
     expected = scores("iris", 100) - scores("sft", 200)
     assert found.difference == pytest.approx(expected.mean()) and found.n == 3
 
@@ -234,7 +232,7 @@ def test_annotations_needed_lie_on_the_line_between_sizes(table: Table) -> None:
 
 
 def test_what_is_saved(table: Table) -> None:
-    sheet = efficiency.savings(efficiency.curves(table), "sft continued")
+    sheet = efficiency.savings(efficiency.curves(table), "sft")
     assert row(sheet, "iris")["annotations needed"].text == "≤ 100" and row(sheet, "iris")["saved"].text == "100"
     assert "with 200 annotations" in sheet.title
 

@@ -93,7 +93,7 @@ def test_a_share_of_one_is_the_whole_evaluation(search: Search) -> None:
 
 def test_without_iterations_a_trial_is_its_supervised_stage(search: Search) -> None:
     found = trial(search, 1.0, words=("iterations=0",))
-    assert kinds(found) == [["base", "data", "sft"]] and found.rungs[0].label == "sft"
+    assert kinds(found) == [["base", "data", "sft"]] and found.rungs[0].label == "start"
 
 
 def test_scores(tmp_path: Path) -> None:
