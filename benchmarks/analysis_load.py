@@ -94,7 +94,10 @@ def point(root: Path, number: int) -> dict[str, Any]:
         f"seed={rest // len(SIZES)}",
         "iterations=5",
     ]
-    return {"name": f"e{number}", "overrides": overrides, "stages": list(experiment(root, number)), "facts": facts}
+    rows: list[list[Any]] = [["base", 0, 0, 2, False], ["start", 3, 3, 4, False]]
+    rows += [[f"t={t + 1}", 5 + 5 * t, 8 + 5 * t, 9 + 5 * t, False] for t in range(ITERATIONS)]
+    stages = list(experiment(root, number))
+    return {"name": f"e{number}", "overrides": overrides, "stages": stages, "facts": facts, "rows": rows}
 
 
 def timed(store: Store, what: str) -> None:

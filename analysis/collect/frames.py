@@ -1,4 +1,4 @@
-"""Tidy frames of a study: from its record, the store's folders and the index. Cells that are not there are rows too."""
+"""Tidy frames of a study: its experiments and their scores. Scores that are missing have rows too."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,7 +10,8 @@ import pandas as pd
 
 from analysis.collect import index
 from analysis.collect.index import AVERAGE, Index
-from analysis.collect.policy_rows import Entries, Flags, Ints, Numbers, PolicyRows, cells
+from analysis.collect.policy_rows import Flags, Ints, Numbers, PolicyRows
+from iris.errors import UserError
 from iris.plan import VERSIONS
 from iris.store import Store
 from sweeps.state.records import DONE, Records
@@ -18,9 +19,8 @@ from sweeps.state.selection import check_study, open_store, study_name
 from sweeps.state.study_status import PRUNED, StudyStatus
 
 DAMAGED = "damaged"
-# What the record of a study says of each experiment, in the order of columns.
-FACTS = ("method", "model", "data", "size", "annotations", "schedule", "seed", "iterations")
-_SAID_BY_FACTS = {"method", "model", "data", "data.size", "schedule", "seed", "iterations"}
+FACTS = ("method", "model", "data", "size", "annotations", "schedule", "seed", "iterations")  # in the order of columns
+_KEYS_OF_FACTS = {"method", "model", "data", "data.size", "schedule", "seed", "iterations"}
 _UNITS = ("seconds", "gpu_seconds", "tokens")
 
 
@@ -37,17 +37,17 @@ class Frames:
     scores: pd.DataFrame
     tasks: list[str]
     varying: list[str]  # the columns of override keys that differ between experiments
-    stages: pd.DataFrame  # of the index, those of this study
+    stages: pd.DataFrame  # rows of the index for this study's finished stages
     damaged: frozenset[str]  # stages (kind/key) that do not match their checksums
     _documents: dict[str, dict[Any, pd.Series]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def cells(self) -> pd.DataFrame:
-        """One row per experiment × policy: is it there, and what did it cost. Evaluations of a share are left out."""
+    def policies(self) -> pd.DataFrame:
+        """Return one row per experiment × policy with its state and cost, evaluations of a share left out."""
         whole = self.scores[~self.scores["part"]]
         return whole.drop_duplicates(["experiment", "policy"])
 
     def steps(self, where: pd.Series | None = None) -> pd.DataFrame:
-        """Training curves of the policies in some rows of `scores` (all, if none are given): a row a step."""
+        """Return the training curves of the policies in the rows `where` of `scores` (default: all), a row per step."""
         rows = self.scores if where is None else self.scores[where]
         trained = rows[rows["stage"].str.startswith(("train/", "sft/"))]
         trained = trained.drop_duplicates(["experiment", "stage"])
@@ -68,9 +68,9 @@ class Frames:
         return [json.loads(line) for line in text.splitlines()] if text else []
 
     def samples(self, task: str, where: pd.Series | None = None) -> pd.DataFrame:
-        """The main metric of every document of a task, for the evaluations in some rows of `scores`.
+        """Return the main metric of every document of a task for the evaluations in the rows `where` of `scores`.
 
-        Columns: evaluation, document, text (hash of what was asked), value. Each evaluation once.
+        Columns: evaluation, document, text (hash of the prompt), value. Each evaluation appears once.
         """
         rows = self.scores if where is None else self.scores[where]
         chosen = rows[(rows["task"] == task) & rows["main"] & rows["value"].notna()]["evaluation"].unique()
@@ -79,10 +79,7 @@ class Frames:
         return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
     def documents(self, evaluation: str, task: str) -> pd.Series:
-        """The main metric of each document of an evaluation (kind/key) and task, by number and hash of what was asked.
-
-        Empty where the samples are damaged.
-        """
+        """Return the main metric by document and text for a task of an evaluation (kind/key); empty if damaged."""
         if evaluation not in self._documents:
             read = index.samples(self.store, evaluation).set_index(["document", "text"]).sort_index()
             self._documents[evaluation] = dict(iter(read.groupby("task", observed=True)["value"]))
@@ -90,38 +87,38 @@ class Frames:
 
 
 def load(study: str, store: Store | str | None = None, *, rebuild: bool = False) -> Frames:
-    """The frames of a study, called by its name or the path of its file, as it was last launched on a store.
+    """Return the frames of a study (its name or the path of its file) as it was last launched on a store.
 
-    `rebuild` reads all manifests again. Raises UserError where nothing of that name was launched.
+    `rebuild` reads all manifests again. Raises UserError if no such study was launched.
     """
     store = store if isinstance(store, Store) else open_store(store)
     name = study_name(study)
     record = Records(store).study(name)
     if record is None:
-        check_study(name, store)  # says what there is
+        check_study(name, store)  # raises, with the known names
     assert record is not None
+    if any("rows" not in point for point in record["points"]):
+        raise UserError(f"{name} was launched by an older version: launch it again, its finished stages are kept.")
     return _Loader(name, store, record["points"], rebuild).frames()
 
 
 class _Loader:
     def __init__(self, study: str, store: Store, points: list[dict[str, Any]], rebuild: bool) -> None:
         self.study, self.store, self.points = study, store, points
-        self.entries = Entries.of([point["stages"] for point in points])
-        self.index: Index = index.read(store, self.entries.places, store.finished(VERSIONS), rebuild=rebuild)
+        self.policies = PolicyRows.of(points)
+        self.index: Index = index.read(store, self.policies.places, store.finished(VERSIONS), rebuild=rebuild)
 
     def frames(self) -> Frames:
         experiments, varying = self._experiments()
         tasks = list(dict.fromkeys(task for point in self.points for task in point["facts"]["tasks"]))
-        scores = self._scores(cells(self.entries), experiments, tasks)
+        scores = self._scores(experiments, tasks)
         found = scores["task"][scores["main"] & (scores["task"] != AVERAGE)].unique()
         tasks = [t for t in tasks if t in set(found)] + [t for t in found if t not in tasks] or tasks
-        stages = self.index.stages[
-            np.bincount(self.index.row[self.index.row >= 0], minlength=len(self.index.stages)) > 0
-        ]
+        stages = self.index.stages.iloc[np.unique(self.index.row[self.index.row >= 0])]
         return Frames(self.study, self.store, experiments, scores, tasks, varying, stages, self.index.damaged)
 
     def _values(self, column: str, absent: float = np.nan) -> Numbers:
-        """A column of the index by stage."""
+        """Return a column of the index by stage number."""
         values = np.append(self.index.stages[column].to_numpy(float), absent)  # the last one is at −1
         return np.asarray(values[self.index.row])
 
@@ -132,70 +129,73 @@ class _Loader:
         facts["size"] = facts["size"].astype("float64")
         facts["annotations"] = self._annotations()
         facts = facts[list(FACTS)]
-        said = [dict(_setting(override) for override in point["overrides"]) for point in self.points]
-        varying = _varying(said)
+        settings = [dict(_setting(override) for override in point["overrides"]) for point in self.points]
+        varying = _varying(settings)
         for key in varying:
-            facts[key] = [settings.get(key, "") for settings in said]
+            facts[key] = [of_point.get(key, "") for of_point in settings]
         facts.insert(0, "experiment", [point["name"] for point in self.points])
-        incomplete = self.entries.any((self.index.row < 0)[self.entries.stage])
+        missing = (self.index.row < 0)[self.policies.stage]
+        incomplete = np.bincount(self.policies.owner[missing], minlength=len(self.points)) > 0
         states = [self._state(*each) for each in zip(self.points, incomplete, strict=True)]
         facts.insert(1, "state", [state for state, _ in states])
         facts.insert(2, "error", [error for _, error in states])
         return facts, varying
 
     def _annotations(self) -> Numbers:
-        first = self.entries.first("data")
-        return np.where(first < 0, np.nan, self._values("rows")[self.entries.stage[first]])
+        data = [next((s for s in point["stages"] if s.startswith("data/")), "") for point in self.points]
+        numbers = np.array([self.policies.places.get(stage, -1) for stage in data])
+        return np.asarray(np.append(self._values("rows"), np.nan)[numbers])
 
     def _state(self, point: dict[str, Any], incomplete: bool) -> tuple[str, str]:
-        """The state of an experiment, and what went wrong."""
+        """Return the state of an experiment and its error."""
         if not incomplete and point.get("state") != PRUNED:
             return DONE, ""
         bad = next((stage for stage in point["stages"] if stage in self.index.damaged), None)
         if bad:
             return DAMAGED, f"{bad} does not match its checksum"
-        found = self._overview[point["name"]]
+        found = self._status[point["name"]]
         return found.state, found.error
 
     @cached_property
-    def _overview(self) -> dict[str, Any]:
+    def _status(self) -> dict[str, Any]:
         return {e.name: e for e in StudyStatus(self.store).experiments(self.study)}
 
     # --- scores
 
-    def _scores(self, found: PolicyRows, experiments: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
-        """Each cell repeated for the scores of its evaluation; one that has none for the tasks of the study."""
+    def _scores(self, experiments: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+        """Return a row per score of each policy; a policy without evaluation has a row per task of the study."""
         absent = [AVERAGE, *tasks]
         of_stage = np.bincount(self.index.scores["row"], minlength=len(self.index.stages))
-        row = self.index.row[self.entries.stage[found.evaluation]]
-        # Scores of an evaluation follow one another; behind them all those of one that is not there, at −1.
+        row = self.index.row[self.policies.evaluation]
+        # Scores of one evaluation are adjacent; those of a missing one, at −1, come last.
         count = np.append(of_stage, len(absent))[row]
         start = np.append(np.cumsum(of_stage) - of_stage, len(self.index.scores))[row]
-        cell = np.repeat(np.arange(len(row)), count)
-        taken = np.arange(len(cell)) + (start - np.cumsum(count) + count)[cell]
-        frame = self._of_cells(found, experiments, row >= 0, cell)
+        policy = np.repeat(np.arange(len(row)), count)
+        taken = np.arange(len(policy)) + (start - np.cumsum(count) + count)[policy]
+        frame = self._of_policies(experiments, row >= 0, policy)
         for name, values in _with_absent(self.index.scores, absent).items():
             frame[name] = values[taken]
         return frame
 
-    def _of_cells(self, found: PolicyRows, experiments: pd.DataFrame, there: Flags, cell: Ints) -> pd.DataFrame:
-        about = experiments.drop(columns=["state", "error", "iterations"])
-        owner = found.owner[cell]
+    def _of_policies(self, experiments: pd.DataFrame, there: Flags, at: Ints) -> pd.DataFrame:
+        """Return the columns that all scores of a policy share; `at` repeats the policies."""
+        rows = self.policies
+        about, owner = experiments.drop(columns=["state", "error", "iterations"]), rows.experiment[at]
         columns: dict[str, Any] = {str(name): _coded(about[name].to_numpy(), owner) for name in about}
-        state = np.where(there, DONE, experiments["state"].to_numpy(object)[found.owner])
-        columns["state"] = _coded(state, cell)
-        columns |= {unit: found.cost(self._values(unit, 0.0))[cell] for unit in _UNITS}
-        columns |= {name: self._values(name)[self.entries.stage[found.policy]][cell] for name in ("alpha", "gap")}
-        columns["policy"] = _coded(np.array(found.labels, object)[found.label], cell)
-        names = np.array(self.entries.names, object)
-        for name, entries in (("stage", found.policy), ("evaluation", found.evaluation)):
-            columns[name] = _coded(self.entries.stage[entries], cell, names)
-        columns |= {name: getattr(found, name)[cell] for name in ("iteration", "final", "part")}
+        state = np.where(there, DONE, experiments["state"].to_numpy(object)[rows.experiment])
+        columns["state"] = _coded(state, at)
+        columns |= {unit: rows.cost(self._values(unit, 0.0))[at] for unit in _UNITS}
+        columns |= {name: self._values(name)[rows.policy][at] for name in ("alpha", "gap")}
+        columns["policy"] = _coded(np.array(rows.label, object), at)
+        names = np.array(list(rows.places), object)
+        for name, stages in (("stage", rows.policy), ("evaluation", rows.evaluation)):
+            columns[name] = _coded(stages, at, names)
+        columns |= {name: getattr(rows, name)[at] for name in ("iteration", "final", "part")}
         return pd.DataFrame(columns, copy=False)
 
 
 def _with_absent(scores: pd.DataFrame, tasks: list[str]) -> dict[str, Any]:
-    """The columns of the index's scores, and behind them what stands for the scores of these tasks where none are."""
+    """Return the columns of the index's scores, followed by empty scores of `tasks` for missing evaluations."""
     blank = {"task": tasks, "metric": [""] * len(tasks)}
     columns = {name: _appended(scores[name], values) for name, values in blank.items()}
     columns["main"] = np.append(scores["main"].to_numpy(bool), [True] * len(tasks))
@@ -205,7 +205,6 @@ def _with_absent(scores: pd.DataFrame, tasks: list[str]) -> dict[str, Any]:
 
 
 def _appended(codes: pd.Series, texts: list[str]) -> Any:
-    """Categories, and more of them."""
     known = codes.cat.categories
     new = pd.Index(list(dict.fromkeys([*known, *texts])), dtype=object)
     of_texts = new.get_indexer(pd.Index(texts, dtype=object))
@@ -213,11 +212,11 @@ def _appended(codes: pd.Series, texts: list[str]) -> Any:
 
 
 def _coded(values: Any, at: Ints, names: Any = None) -> Any:
-    """`values[at]`; texts (`names[values]`, if given) as categories: a million rows cost a million small numbers."""
+    """Return `values[at]`, texts (`names[values]`, if given) as categories: small numbers in a million rows."""
     if names is None and pd.api.types.is_numeric_dtype(values.dtype):
         return values[at]
     codes, kinds = pd.factorize(values)
-    small = codes.astype(np.min_scalar_type(-len(kinds) - 1))  # −1 stands for None
+    small = codes.astype(np.min_scalar_type(-len(kinds) - 1))  # −1 is None
     return pd.Categorical.from_codes(small[at], pd.Index(kinds if names is None else names[kinds]))
 
 
@@ -226,7 +225,7 @@ def _setting(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _varying(said: list[dict[str, str]]) -> list[str]:
-    """The keys whose value is not the same everywhere and that the facts do not say already."""
-    keys = dict.fromkeys(key for settings in said for key in settings if key not in _SAID_BY_FACTS)
-    return [key for key in keys if len({settings.get(key) for settings in said}) > 1]
+def _varying(settings: list[dict[str, str]]) -> list[str]:
+    """Return the override keys that no fact stands for and whose values differ."""
+    keys = dict.fromkeys(key for of_point in settings for key in of_point if key not in _KEYS_OF_FACTS)
+    return [key for key in keys if len({of_point.get(key) for of_point in settings}) > 1]

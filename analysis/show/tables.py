@@ -86,7 +86,7 @@ def _troubles(frames: Frames, shown: int = 10) -> list[str]:
 def cost(found: Table) -> Sheet:
     """What an experiment of each arm has cost from the first iteration on, and the average that it reached."""
     frames = found.frames
-    cells = frames.cells()
+    cells = frames.policies()
     own = cells[~cells["policy"].isin(INITIAL) & (cells["state"] == "done")].copy()
     own["arm"] = own["experiment"].astype(object).map(methods.labels(frames))
     own["size"] = own["size"].where(own["size"].notna(), own["annotations"])

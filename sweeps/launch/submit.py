@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
@@ -21,7 +22,7 @@ from sweeps.launch.reconcile import Reconciled, orphans, reconcile
 from sweeps.state import slurm_cli
 from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import Folder, JobRecord, Launch, Records, new_id
-from sweeps.study.experiments import facts
+from sweeps.study.experiments import Planned, facts, policy_row
 from sweeps.study.plan import Plan, make_plan
 
 _ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no check
@@ -154,16 +155,19 @@ def _write_study(records: Records, request: Request, folder: Folder | None) -> N
     """Record the study as it is now; without a new launch it keeps its last one."""
     plan = request.plan
     before = records.study(plan.study) or {"launch": ""}
-    points = [
-        {
-            "name": experiment.name,
-            "overrides": list(request.points.get(experiment.name, ())),
-            "stages": [stage.id for stage in experiment.chain.stages],
-            "facts": facts(experiment.config),
-        }
-        for experiment in plan.experiments
-    ]
+    points = [_point(experiment, request.points.get(experiment.name, ())) for experiment in plan.experiments]
     records.write_study(plan.study, folder.id if folder else before["launch"], points)
+
+
+def _point(experiment: Planned, overrides: Sequence[str]) -> dict[str, Any]:
+    stages, rows = [stage.id for stage in experiment.chain.stages], experiment.chain.rows
+    return {
+        "name": experiment.name,
+        "overrides": list(overrides),
+        "stages": stages,
+        "facts": facts(experiment.config),
+        "rows": [policy_row(row.label, row.policy.id, row.evaluate.id, stages) for row in rows],
+    }
 
 
 def _settle_orphans(study: str, statuses: JobStatuses, request: Request, report: Report) -> None:

@@ -1,5 +1,6 @@
 """A search as `status`, `logs` and `cancel` see it: a study whose experiments are its trials, as they come up."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from iris import compose
 from iris.store import Store
 from sweeps.search.file import Search
 from sweeps.state.records import Records
+from sweeps.study.experiments import policy_row
 
 
 def study_name(search: Search) -> str:
@@ -35,17 +37,27 @@ def _point(search: Search, trial: FrozenTrial) -> dict[str, Any]:
     stages = [name for rung in record["rungs"] for name in (*rung["stages"], rung["part"])]
     if search.pruner["name"] == "none":
         stages = list(record["path"])
+    stages = list(dict.fromkeys([*stages, record["whole"]]))
     point = {
         "name": f"trial-{trial.number}",
         "overrides": [*search.base, *attributes["overrides"]],
-        "stages": list(dict.fromkeys([*stages, record["whole"]])),
+        "stages": stages,
         "facts": record["facts"],
+        "rows": _rows(search, record, stages),
     }
     if trial.state == TrialState.RUNNING:
         return point | {"job": attributes.get("job", "")}
     if trial.state == TrialState.FAIL:
         return point | {"state": "failed", "error": attributes.get("error", "")}
     return point | ({"state": "pruned"} if trial.state == TrialState.PRUNED else {})
+
+
+def _rows(search: Search, record: Mapping[str, Any], stages: Sequence[str]) -> list[list[Any]]:
+    """The policies of a trial: one per rung that is evaluated by itself, and the last one's whole evaluation."""
+    rungs = [rung for rung in record["rungs"] if rung["part"] in stages and rung["part"] != record["whole"]]
+    last, part = record["rungs"][-1], search.share != 1
+    rows = [policy_row(rung["label"], rung["policy"], rung["part"], stages, part) for rung in rungs]
+    return [*rows, policy_row(last["label"], last["policy"], record["whole"], stages)]
 
 
 def report(search: Search, study: optuna.Study, store: Store, folder: Path) -> list[str]:

@@ -41,7 +41,10 @@ class Trial:
 
     def record(self) -> dict[str, Any]:
         """The stages as kind/key, for the account of costs, and what the trial's configuration is."""
-        rungs = [{"label": r.label, "stages": [s.id for s in r.stages], "part": r.part.id} for r in self.rungs]
+        rungs = [
+            {"label": r.label, "stages": [s.id for s in r.stages], "policy": r.part.one("policy").id, "part": r.part.id}
+            for r in self.rungs
+        ]
         return {"rungs": rungs, "path": [s.id for s in self.path], "whole": self.whole.id} | {
             "facts": facts(self.config)
         }

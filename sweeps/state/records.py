@@ -168,8 +168,12 @@ class Records:
         return folder
 
     def write_study(self, study: str, launch: str, points: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the record of a study: `points` have `name`, `overrides`, `stages` (kind/key) and `facts`."""
-        _write(self.root / "studies" / f"{study}.json", {"study": study, "launch": launch, "points": list(points)})
+        """Replace the record of a study.
+
+        `points` have `name`, `overrides`, `stages` (kind/key), `facts` and `rows` (see `policy_row`).
+        """
+        content = {"study": study, "launch": launch, "points": list(points)}
+        _write(self.root / "studies" / f"{study}.json", content, indent=None)  # may hold 10,000 experiments
 
     def study(self, study: str) -> dict[str, Any] | None:
         """Return the study as it was last launched: `study`, `launch` and `points`; None if it never was."""
@@ -213,5 +217,5 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def _write(path: Path, content: Mapping[str, Any], indent: int | None = 1) -> None:
+    write_atomic(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")

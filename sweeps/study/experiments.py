@@ -53,6 +53,19 @@ def facts(config: Config) -> dict[str, Any]:
     }
 
 
+def policy_row(label: str, policy: str, evaluation: str, stages: Sequence[str], part: bool = False) -> list[Any]:
+    """Return [label, first, last, evaluation, part] for the record of a study.
+
+    Numbers are positions in `stages` (kind/key): first … last made the policy from the one before. `part` says whether
+    a share of the documents was evaluated.
+    """
+    first = last = stages.index(policy)
+    if policy.startswith("train/"):
+        while stages[first - 1].startswith(("generate/", "score/")):
+            first -= 1
+    return [label, first, last, stages.index(evaluation), part]
+
+
 def compose_all(points: Sequence[Point], overrides: Sequence[str] = ()) -> list[Planned]:
     """Compose and check every point, changed by `overrides`. Raises one UserError that lists all bad points."""
     composer, known, planned = Composer(), plan.Known(), []

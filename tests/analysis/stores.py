@@ -17,6 +17,7 @@ STUDY = "toy"
 COST = {"seconds": 10.0, "cpu_seconds": 8.0, "gpu_seconds": 6.0, "tokens": 100, "processes": 1}
 SHARDS = {"seconds": 5.0, "cpu_seconds": 4.0, "gpu_seconds": 3.0, "tokens": 50}
 COMMIT = "0123456789abcdef"
+ROWS = [["base", 0, 0, 2, False], ["start", 3, 3, 4, False], ["t=1", 5, 6, 7, False], ["t=2", 8, 9, 10, False]]
 _HASH = "0123456789ab"
 
 
@@ -86,8 +87,8 @@ def make(root: Path, commit: str = COMMIT, better: int = 0) -> Made:
                 facts |= {"iterations": ITERATIONS, "tasks": list(TASKS)}
                 facts["schedule"] = "adaptive" if method == "iris" else None
                 overrides = [f"method={method}", f"data.size={size}", f"seed={seed}", f"store={root}"]
-                name = made.name(method, size, seed)
-                made.points.append({"name": name, "overrides": overrides, "stages": stages, "facts": facts})
+                point = {"name": made.name(method, size, seed), "overrides": overrides, "stages": stages}
+                made.points.append(point | {"facts": facts, "rows": ROWS})
     made.record()
     return made
 

@@ -107,7 +107,7 @@ def test_a_study_in_any_state_can_be_looked_at(
     copy: Made, state: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if state == "no iterations":
-        copy.points[:] = [p | {"stages": p["stages"][:5]} for p in copy.points]
+        copy.points[:] = [p | {"stages": p["stages"][:5], "rows": p["rows"][:2]} for p in copy.points]
     elif state == "size unknown":
         copy.points[:] = [p | {"facts": p["facts"] | {"size": None}} for p in copy.points if p["facts"]["size"] == 100]
     made = copy if state != "nothing has run" else Made(Store(tmp_path / "empty"), copy.points)

@@ -47,12 +47,12 @@ def test_configuration_alpha_gap_and_cost(made: Made) -> None:
         "adaptive",
     )
     assert frames.tasks == list(TASKS) and frames.varying == []
-    cells = frames.cells().set_index(["experiment", "policy"])
-    last = cells.loc[(made.name("iris", 200, 1), "t=2")]
+    policies = frames.policies().set_index(["experiment", "policy"])
+    last = policies.loc[(made.name("iris", 200, 1), "t=2")]
     assert (last["alpha"], last["gap"]) == (1.0, 0.2)
     assert last["gpu_seconds"] == 3 * 6 + 3, "generate with its shards, train, evaluate"
     assert last["tokens"] == 3 * 100 + 50
-    assert np.isnan(cells.loc[(made.name("spin", 200, 1), "t=2")]["alpha"])
+    assert np.isnan(policies.loc[(made.name("spin", 200, 1), "t=2")]["alpha"])
 
 
 def test_what_else_varies_is_a_column(copy: Made) -> None:

@@ -109,6 +109,9 @@ def test_status_shows_the_trials(finished: Path) -> None:
     for point in study["points"]:
         if states[point["name"]] == "done":
             assert all(map(store.has, point["stages"]))
+            assert [(row[0], row[-1]) for row in point["rows"]] == [("t=1", True), ("t=2", True), ("t=2", False)]
+            evaluated = [point["stages"][row[3]] for row in point["rows"]]
+            assert evaluated == [stage for stage in point["stages"] if stage.startswith("evaluate/")]
 
 
 def test_a_trial_that_cannot_work_fails_alone(tmp_path: Path) -> None:

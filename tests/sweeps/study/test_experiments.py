@@ -10,7 +10,7 @@ from iris.config import identity
 from iris.errors import UserError
 from iris.method.registry import METHODS
 from sweeps.study.declare import Point
-from sweeps.study.experiments import Composer, compose_all
+from sweeps.study.experiments import Composer, compose_all, policy_row
 
 COMMIT = "0123456789" * 4
 HUB = [f"model.revision={COMMIT}", f"data.revision={COMMIT}"]
@@ -155,3 +155,28 @@ def test_all_bad_points_are_listed() -> None:
 @pytest.mark.parametrize("seeds", [["seed=1", "seed=2"], ["++seed=3", "seed=4"], ["seed=4", "++seed=3"], ["seed=007"]])
 def test_seeds_however_written_are_those_of_hydra(composer: Composer, seeds: list[str]) -> None:
     assert composer.config(["method=iris", *seeds]) == compose.load(["+method=iris", *seeds])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["method=iris"],
+            {"base": ["base"], "start": ["sft"], "t=1": ["generate", "score", "score", "train"],
+             "t=2": ["generate", "score", "score", "train"]},
+        ),
+        (["method=sft"], {"base": ["base"], "start": ["sft"], "t=1": ["train"], "t=2": ["train"]}),
+        (
+            ["method=t_spin", "model.sft=false"],
+            {"start": ["base"], "t=1": ["generate", "train"], "t=2": ["generate", "train"]},
+        ),
+    ],
+)  # fmt: skip
+def test_the_record_has_the_stages_that_made_each_policy(words: list[str], expected: dict[str, list[str]]) -> None:
+    chain = plan.chain(identity(compose.load([*words, "iterations=2"])))
+    stages = [stage.id for stage in chain.stages]
+    rows = [policy_row(r.label, r.policy.id, r.evaluate.id, stages) for r in chain.rows]
+    assert {label: [s.kind for s in chain.stages[first : last + 1]] for label, first, last, *_ in rows} == expected
+    assert [(stages[last], stages[evaluation]) for _, _, last, evaluation, _ in rows] == [
+        (row.policy.id, row.evaluate.id) for row in chain.rows
+    ]
