@@ -1,5 +1,7 @@
 """python -m iris.run +method=iris            one experiment, from its base model to a table
 python -m iris.run +method=spin seed=1 data.size=1k iterations=2
+python -m iris.run +method=iris --why         which cached stages other code has computed, and how it differs
+python -m iris.run +method=iris --recompute-changed    compute these again, and all that was made from them
 python -m iris.run --help                     the configuration groups
 """
 
@@ -16,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from iris import compose, plan, table
+from iris import compose, outdated, plan, table
 from iris.config import Config, identity
 from iris.errors import UserError
 from iris.execution import processes, runner
@@ -28,6 +30,8 @@ from iris.plan import Chain
 from iris.store import Store, storage_errors
 
 log = logging.getLogger("iris")
+_OWN_FLAGS = _WHY, _RECOMPUTE = "--why", "--recompute-changed"
+_REMEDY = f"{_WHY} shows how, {_RECOMPUTE} computes them again."
 
 
 class Terminated(KeyboardInterrupt):
@@ -41,10 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if any(a in ("--help", "-h") for a in arguments):
             print(_help())
-        elif any(a.startswith("-") for a in arguments):
-            _hydra(arguments)
         else:
-            run(compose.load(arguments), arguments)
+            _command(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,15 +57,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _command(arguments: Sequence[str]) -> None:
+    flags, rest = [a for a in arguments if a in _OWN_FLAGS], [a for a in arguments if a not in _OWN_FLAGS]
+    if any(a.startswith("-") for a in rest):
+        _hydra(rest, flags)
+    else:
+        _start(compose.load(rest), rest, flags)
+
+
+def _start(config: Config, overrides: Sequence[str], flags: Sequence[str]) -> None:
+    if _WHY in flags:
+        store = Store(config.store)
+        found = outdated.find((stage.id for stage in plan.chain(identity(config)).stages), store)
+        lines = list(outdated.details(found, store))
+        print("\n".join(lines or ["Every cached stage was computed by the code that is here."]))
+    else:
+        run(config, overrides, recompute=_RECOMPUTE in flags)
+
+
 def _terminate(*_: Any) -> None:
     raise Terminated
 
 
-def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
-    """Run what is missing of one experiment and print its table."""
+def run(config: Config, overrides: Sequence[str] = (), *, recompute: bool = False) -> list[table.Line]:
+    """Run what is missing of one experiment and print its table; `recompute` also what other code has computed."""
     experiment, execution = identity(config), config.execution
     store = Store(config.store)
     chain = plan.chain(experiment)
+    if "WORLD_SIZE" not in os.environ:
+        _compare_code(chain, store, recompute)
     folder = Path(config.output).expanduser().absolute() / chain.name
     if execution.processes > 1 and "WORLD_SIZE" not in os.environ and runner.missing(chain, store):
         _prepare(folder, config)
@@ -78,6 +100,14 @@ def run(config: Config, overrides: Sequence[str] = ()) -> list[table.Line]:
     _preflight(chain, config, context)
     runner.run_chain(chain, context)
     return _report(chain, config, store, folder) if world.main else []
+
+
+def _compare_code(chain: Chain, store: Store, recompute: bool) -> None:
+    found = outdated.find((stage.id for stage in chain.stages), store)
+    if recompute and found:
+        print(f"moved {outdated.set_aside(store, found)} stages to {store.root / '.replaced'}", file=sys.stderr)
+    elif found:
+        print(outdated.sentence(found, _REMEDY), file=sys.stderr)
 
 
 def _prepare(folder: Path, config: Config) -> None:
@@ -141,21 +171,21 @@ _FLAGS = [
 _FOLDERS = ("hydra.sweep.dir=${output}", "hydra/job_logging=disabled")  # no files where the command is typed
 
 
-def _hydra(arguments: Sequence[str]) -> None:
+def _hydra(arguments: Sequence[str], own: Sequence[str]) -> None:
     settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [a for a in arguments if a not in settings]
     for flag in flags:
         if flag.startswith("-") and flag not in _FLAGS:
             raise UserError(
-                f"{flag}: no such flag. There are --cfg job, --multirun, --info and --help; settings are written "
-                "key=value, as in seed=1."
+                f"{flag}: no such flag. There are --cfg job, --multirun, --info, {_WHY}, {_RECOMPUTE} and --help; "
+                "settings are written key=value, as in seed=1."
             )
     if not any(a in ("--multirun", "-m") for a in arguments):
         compose.load(settings)
 
     @hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
-        run(compose.to_config(composed), list(HydraConfig.get().overrides.task))
+        _start(compose.to_config(composed), list(HydraConfig.get().overrides.task), own)
 
     compose.register()
     sys.argv[1:] = [*flags, *_FOLDERS, *settings]  # Hydra wants settings in one row

@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from iris.config import Execution
 from iris.files import write_atomic
+from iris.plan import Stage
 
 ORIGIN = "code.json"  # beside this file in a copy of the code: what `code` found where it was copied from
 _PACKAGES = ["iris-selfplay", "torch", "transformers", "accelerate", "datasets", "peft", "safetensors", "vllm", "numpy"]
@@ -26,11 +28,30 @@ def collect(store: Path, started: datetime) -> dict[str, Any]:
         "python": platform.python_version(),
         "host": platform.node(),
         "platform": platform.platform(),
-        "device": _device(),
+        "device": _device("cuda"),
         "command": sys.argv,
         "start": started.isoformat(timespec="seconds"),
         "end": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def bits_from(stage: Stage, execution: Execution, processes: int) -> dict[str, Any]:
+    """Return what the last bits of a stage's numbers depend on beside its key: device, dtype, engine, order of sums."""
+    if "precision" not in stage.identity:  # base models and data are the same everywhere
+        return {}
+    import torch
+
+    from iris.execution.device import find_device
+
+    device = find_device(execution.device)
+    found: dict[str, Any] = {"device": _device(device.type), "dtype": stage.identity["precision"]}
+    if device.type == "cpu":
+        found["threads"] = torch.get_num_threads()
+    if stage.kind == "generate":
+        return found | {"engine": stage.identity["engine"], "slots": execution.slots}
+    if stage.kind in ("sft", "train"):
+        found |= {"processes": processes, "distributed": execution.distributed}
+    return found | {"micro_batch_tokens": execution.micro_batch_tokens}
 
 
 @functools.cache
@@ -70,8 +91,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _device() -> str:
+def _device(kind: str) -> str:
+    """The GPUs that this process sees, or else its processor; both with what kernels are chosen by."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and kind == "cuda" and torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return platform.processor() or platform.machine()
+    processor = platform.processor() or platform.machine()
+    return f"{processor} {torch.backends.cpu.get_cpu_capability()}" if torch is not None else processor

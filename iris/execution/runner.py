@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import importlib
+import json
 import logging
 import os
 import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,9 @@ from iris.errors import UserError
 from iris.execution import provenance
 from iris.execution.progress import Progress
 from iris.execution.world import World
+from iris.files import write_atomic
 from iris.plan import Chain, Stage
+from iris.source import computed_by
 from iris.store import Artifact, Claim, Store, storage_errors
 
 Cost = dict[str, float]
@@ -92,6 +95,7 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
     cost, which says beside it what its `shards` have cost.
     """
     started, clock, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
+    code = _code(stage.kind, claim)
     _reset_memory()
     results = run()
     own = _cost(clock, cpu, results.pop("tokens", 0), results.pop("spent", {}))
@@ -107,6 +111,8 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
             "inputs": stage.input_keys | results.pop("inputs", {}),
             "results": results,
             "cost": _sum(cost) | shards,
+            "computed_by": code,
+            "bits_from": provenance.bits_from(stage, context.execution, context.world.size),
             "provenance": provenance.collect(context.store.root, started) | results.pop("provenance", {}),
         }
         with storage_errors(context.store.root):
@@ -114,6 +120,15 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
         log.info("done %s %s in %.1f s: %s", stage.kind, stage.key, time.perf_counter() - clock, results)
     context.world.barrier()
     return own
+
+
+def _code(kind: str, claim: Claim) -> Mapping[str, str]:
+    """The code that began the stage: a resumed one counts as computed by what wrote its first checkpoint."""
+    begun = claim.work / ".computed_by.json"
+    if not begun.is_file():
+        write_atomic(begun, json.dumps(computed_by(kind)))
+    code: dict[str, str] = json.loads(begun.read_text())
+    return code
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ python -m sweeps launch study=embedded launcher=inline     run it in this proces
 
     --retry            also what has failed
     --cancel-orphans   also cancel what waits or runs and has left the study
+    --recompute-changed    also compute again what other code has computed, and all that was made from it
 
 Settings: launcher=NAME or FILE.yaml, launcher.KEY=VALUE (conf/launcher/*.yaml has the keys), budget_gpu_hours=HOURS.
 Every other key=value is an override of all experiments, such as seeds=[0,1] or store=FOLDER. Launching twice does
@@ -16,6 +17,7 @@ from typing import Any
 
 from iris.store import Store
 from sweeps.cli.arguments import parse
+from sweeps.cli.changed import RECOMPUTE, changed, note, recompute
 from sweeps.cli.plan import devices_of, plan_study, read_budget
 from sweeps.cost.estimate import check_budget, estimate
 from sweeps.launch.launchers import Inline, Launcher, Local, load_launcher
@@ -32,12 +34,14 @@ def main(arguments: Sequence[str]) -> int:
         print(__doc__ + f"\nStudies: {', '.join(names('study'))}")
         return 0
     keys = ("study", "launcher", "budget_gpu_hours")
-    given = parse(arguments, settings=keys, flags={"--retry": "", "--cancel-orphans": ""})
+    given = parse(arguments, settings=keys, flags={"--retry": "", "--cancel-orphans": "", RECOMPUTE: ""})
     name = given.get("launcher", "launcher=slurm, launcher=local, launcher=inline or launcher=FILE.yaml.")
     launcher = load_launcher(name, given.under("launcher"))
     budget = read_budget(given.settings.get("budget_gpu_hours"))
     study = given.get("study", f"study=NAME or study=FILE.yaml. Studies: {', '.join(names('study'))}.")
     plan, store, points = plan_study(study, given.overrides)
+    outdated = changed(plan, store)
+    print(*(recompute(plan, store, outdated) if RECOMPUTE in given.flags else note(plan, outdated)), sep="\n", end="")
     if budget is not None:
         check_budget(estimate(plan, store, devices_of(launcher)), budget)
     request = Request(

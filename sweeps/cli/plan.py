@@ -2,6 +2,7 @@
 python -m sweeps plan study=data_efficiency seeds=[0] method=iris,spin data.size=26k
 python -m sweeps plan study=FILE.yaml launcher=slurm budget_gpu_hours=500
 python -m sweeps plan study=data_efficiency --why KEY    why a stage will run (again)
+python -m sweeps plan study=data_efficiency --recompute-changed    as if what other code has computed were missing
 
 Every other key=value is an override of all experiments; one whose key varies in the study replaces that axis.
 Nothing is computed. The exit status is 2 where an experiment cannot run or the budget is exceeded.
@@ -14,6 +15,7 @@ from rich.console import Console
 from iris.errors import UserError
 from iris.store import Store
 from sweeps.cli import arguments as words
+from sweeps.cli.changed import RECOMPUTE, changed, forget, note
 from sweeps.cli.plan_report import print_report
 from sweeps.cost.estimate import Devices, check_budget, estimate
 from sweeps.launch.launchers import Launcher, load_launcher
@@ -32,17 +34,22 @@ def main(arguments: Sequence[str]) -> int:
     if any(word in ("--help", "-h") for word in arguments):
         print(__doc__ + f"\nStudies: {', '.join(names('study'))}")
         return 0
-    given = words.parse(arguments, settings=("study", "launcher", "budget_gpu_hours"), flags={"--why": "KEY"})
+    flags = {"--why": "KEY", RECOMPUTE: ""}
+    given = words.parse(arguments, settings=("study", "launcher", "budget_gpu_hours"), flags=flags)
     name, launcher = given.get("study", f"{_EXAMPLE} Studies: {', '.join(names('study'))}."), given.under("launcher")
     budget = read_budget(given.settings.get("budget_gpu_hours"))
     console = Console(highlight=False)
     with uncollected():
         plan, store, _ = plan_study(name, given.overrides)
+        outdated = changed(plan, store)
+        if RECOMPUTE in given.flags:
+            forget(plan, outdated)
         if "--why" in given.flags:
             console.print(why(plan, store, given.flags["--why"]), soft_wrap=True, markup=False)
             return 0
         found = estimate(plan, store, _devices(given.settings.get("launcher"), launcher, plan))
         print_report(console, plan, store, found)
+        console.print(*note(plan, outdated), sep="\n", end="", markup=False, soft_wrap=True)
     if budget is not None:
         check_budget(found, budget)
     return 0

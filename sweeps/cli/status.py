@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from iris import outdated
 from iris.errors import UserError
 from iris.store import Store
 from sweeps.cli import status_table
@@ -143,6 +144,9 @@ class View:
         stages = {stage for e in experiments for stage in e.stages}
         done = stages & study_status.stored
         yield Text(f"{len(done)} of {len(stages)} stages done, cost so far {self.finished.cost(done)}", "dim")
+        if found := self.finished.outdated(sorted(done)):
+            remedy = "`plan study=… --why KEY` shows how, `launch … --recompute-changed` computes them again."
+            yield Text(outdated.sentence(found, remedy), "yellow")
         yield Text(f"store {self.store.root}", "dim")
 
 

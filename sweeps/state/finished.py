@@ -6,10 +6,12 @@
 import contextlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from iris import outdated
 from iris.cost import cost
 from iris.files import write_atomic
+from iris.outdated import Origin, Reasons
 from iris.store import MANIFEST, Store, split_id
 
 
@@ -20,7 +22,9 @@ class Entry:
     at: int  # when the manifest was written, ns
     gpu_seconds: float
     cpu_seconds: float
-    shards: list[str]  # kind/key of its shards, which have costs of their own
+    code: str  # digest of the code that computed it
+    shards: list[str]  # ids of artifacts that the stage is made of; they have costs of their own
+    reused: list[str]  # ids of artifacts whose answers it holds
     score: float | None = None
     stderr: float | None = None
 
@@ -65,11 +69,20 @@ class Finished:
         every = [*entries, *shards.values()]
         return Cost(*(sum(getattr(entry, unit) for entry in every) / 3600 for unit in ("gpu_seconds", "cpu_seconds")))
 
+    def outdated(self, stages: Iterable[str]) -> Reasons:
+        """Return those of some stages that other code has computed, and how the code differs."""
+
+        def origin(stage: str) -> Origin | None:
+            entry = self.entry(stage)
+            return Origin(entry.code, entry.shards, entry.reused) if entry else None
+
+        return outdated.find(stages, self.store, origin)
+
     def save(self) -> None:
         """Write the cache; a read-only store is no error."""
         if self._changed:
             with contextlib.suppress(OSError):
-                write_atomic(self._path, json.dumps({stage: asdict(entry) for stage, entry in self._entries.items()}))
+                write_atomic(self._path, json.dumps({stage: vars(entry) for stage, entry in self._entries.items()}))
 
     def _load(self) -> dict[str, Entry]:
         try:
@@ -80,7 +93,6 @@ class Finished:
 
 def _read(stage: str, text: str, at: int) -> Entry:
     manifest = json.loads(text)
-    kind, spent, results = split_id(stage)[0], cost(manifest), manifest["results"]
-    shards = [f"{kind}/{key}" for key in spent.shards]
-    score, stderr = (results["average"], results["stderr"]) if kind == "evaluate" else (None, None)
-    return Entry(at, spent.gpu_seconds, spent.cpu_seconds, shards, score, stderr)
+    spent, origin, results = cost(manifest), outdated.origin(stage, manifest), manifest["results"]
+    scores = (results["average"], results["stderr"]) if split_id(stage)[0] == "evaluate" else (None, None)
+    return Entry(at, spent.gpu_seconds, spent.cpu_seconds, origin.code, origin.shards, origin.reused, *scores)

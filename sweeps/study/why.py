@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from iris import outdated
 from iris.errors import UserError, nearest
 from iris.plan import Stage
 from iris.store import Artifact, Store
@@ -17,10 +18,12 @@ def why(plan: Plan, store: Store, key: str) -> str:
     """The answer for a stage of a plan, given by its key, as lines of text. Raises UserError for an unknown key."""
     stage = _find(plan, key)
     if stage.id in plan.cached:
-        return f"{stage.id} is finished and will not run: {store.folder(stage.kind, stage.key)}"
+        lines = [f"{stage.id} is finished and will not run: {store.folder(stage.kind, stage.key)}"]
+        found = outdated.find([stage.id], store)
+        return "\n".join([*lines, *(["Other code has computed it:"] if found else []), *outdated.details(found, store)])
     lines = [f"{stage.id} has not run yet."]
     work = store.root / stage.kind / f".work-{stage.key}"
-    if work.is_dir() and any(work.iterdir()):
+    if any(work.glob("[!.]*")):
         lines.append("It was interrupted: it continues from its checkpoint.")
     near = _nearest(stage, store)
     if near is None:

@@ -47,8 +47,9 @@ with heartbeat.Heartbeat(folder, number, attempt=attempt) as reports:
         kind, key = split_id(stage)
         with store.claim(kind, key) as claim:
             results = {"average": 0.5, "stderr": None} if kind == "evaluate" else {}
-            cost = {"seconds": 36.0, "cpu_seconds": 36.0, "gpu_seconds": 36.0, "tokens": 0, "processes": 1}
-            store.commit(kind, key, claim, {"inputs": {}, "identity": {}, "results": results, "cost": cost})
+            cost = {"seconds": 36.0, "gpu_seconds": 36.0, "cpu_seconds": 36.0, "tokens": 0, "processes": 1}
+            manifest = {"inputs": {}, "identity": {}, "results": results, "cost": cost, "provenance": {}}
+            store.commit(kind, key, claim, manifest)
 """
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iris.source import computed_by
 from iris.store import Store, split_id
 from sweeps.state.records import Folder, JobRecord, Launch, Records, State
 
@@ -34,6 +35,7 @@ class ByHand:
                 (claim.new / "content").write_bytes(b"x" * 1000)
                 identity = {"shard": 10} if "shard" not in key else {}
                 manifest = {"kind": kind, "key": key, "identity": identity, "inputs": inputs, "cost": COST}
+                manifest |= {"provenance": {}, "computed_by": dict(computed_by(kind))}
                 self.store.commit(kind, key, claim, manifest | {"results": scores | dict(results or {})})
 
     def launch(self, study: str, jobs: Sequence[Mapping[str, Any]], launcher: str = "local") -> Folder:

@@ -65,6 +65,7 @@ def finish(store: Store, stage: Stage, results: Mapping[str, Any] | None = None,
         "inputs": stage.input_keys,
         "results": dict(results or {}),
         "cost": COST,
+        "provenance": {},
     }
     with store.claim(stage.kind, str(manifest["key"])) as claim:
         assert claim is not None
