@@ -94,7 +94,7 @@ def measure(policy: Stage, evaluate: Stage, name: str, context: runner.Context) 
         texts = (sample["doc"]["response"], sample["response"][0])
         responses = [encode_response(tokenizer, template, text) for text in texts]
         with torch.inference_mode():
-            logps = scorer(pack([Row(prompt, responses)])).tolist()
+            logps = scorer(pack([Row(prompt, responses)]))[0].tolist()
         annotated.append(logps[0] / len(responses[0]))
         own.append(logps[1] / len(responses[1]))
     return {

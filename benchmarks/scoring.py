@@ -28,7 +28,7 @@ def packed(base: PreTrainedModel) -> Score:
     def run(batch: Sequence[Row]) -> Tensor:
         result = torch.empty(2, len(batch))
         for part in micro_batches([row.tokens for row in batch], Execution().micro_batch_tokens):
-            logps = policy(pack([batch[i] for i in part]).to(device()))
+            logps, _ = policy(pack([batch[i] for i in part]).to(device()))
             result[:, part] = logps.float().cpu().view(-1, 2).T
         return result.flatten()
 

@@ -67,7 +67,7 @@ def _score(shape: Shape, seed: int, data: Sequence[Row]) -> np.ndarray[Any, np.d
     result = np.empty((len(data[0].responses), len(data)))
     for part in micro_batches([row.tokens for row in data], 4096):
         with torch.inference_mode():
-            logps = policy(pack([data[i] for i in part]).to(device()))
+            logps, _ = policy(pack([data[i] for i in part]).to(device()))
         result[:, part] = logps.double().cpu().numpy().reshape(len(part), -1).T
     return result
 

@@ -17,7 +17,7 @@ from iris.method.registry import needs
 
 TASKS = Path(__file__).parent / "evaluation" / "tasks"
 
-VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 1, "train": 1, "evaluate": 1}
+VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 2, "train": 2, "evaluate": 1}
 # Equal values, equal texts.
 canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, check_circular=False).encode
 _UNSAFE = re.compile(r"[^\w.=-]+")

@@ -7,8 +7,7 @@ splitting of documents would give every process other few-shot examples.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iris.errors import UserError
@@ -24,11 +22,9 @@ from iris.evaluation.subset import request_keys
 from iris.execution.progress import Progress
 from iris.execution.world import World
 from iris.model.logprobs import Policy
-from iris.model.packing import Packed, Row, micro_batches, pack
+from iris.model.packing import Row, micro_batches, pack
 from iris.sampling.engine import Engine, Request, Sampling
 
-# Positions whose logits exist at a time.
-_HEAD_ROWS = 1024
 # A response is looked at for stop strings when it has reached this many tokens, then twice as many, and so on.
 _FIRST_LOOK = 128
 _SETTINGS = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
@@ -143,14 +139,16 @@ class PolicyLM(HFLM):  # type: ignore[misc]
         rows = [Row(context, [requests[i][2] for i in members]) for context, members in groups.items()]
         members = list(groups.values())
         answers: list[Any] = [None] * len(requests)
-        with _packed(self.model):
-            for batch in micro_batches([row.tokens for row in rows], self.micro_batch_tokens):
-                indices = [index for row in batch for index in members[row]]
-                packed = pack([rows[row] for row in batch]).to(self.device)
-                scores = _scored(self.model, packed, self.max_length)
-                for index, logp, greedy in zip(indices, *(values.tolist() for values in scores), strict=True):
-                    answers[index] = logp, greedy
-                self._line.advance(len(indices))
+        attention = self.model.config._attn_implementation
+        policy = Policy(self.model)
+        for batch in micro_batches([row.tokens for row in rows], self.micro_batch_tokens):
+            indices = [index for row in batch for index in members[row]]
+            with torch.inference_mode():
+                scores = policy(pack([rows[row] for row in batch]).to(self.device))
+            for index, logp, greedy in zip(indices, *(values.tolist() for values in scores), strict=True):
+                answers[index] = logp, greedy
+            self._line.advance(len(indices))
+        self.model.set_attn_implementation(attention)
         self.tokens += sum(row.tokens for row in rows)
         return answers
 
@@ -217,34 +215,3 @@ class PolicyLM(HFLM):  # type: ignore[misc]
 def _seed(seed: int, task: str, document: int, repeat: int) -> int:
     """The seed of one response: a function of what it answers, so that limits and other tasks do not change it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{task}/{document}/{repeat}".encode()).digest()[:7])
-
-
-@contextmanager
-def _packed(model: PreTrainedModel) -> Iterator[None]:
-    """Packed attention, which other users of the model do not understand, for the duration of a block."""
-    attention = model.config._attn_implementation
-    Policy(model)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.set_attn_implementation(attention)
-
-
-def _scored(model: PreTrainedModel, packed: Packed, context: int) -> tuple[Tensor, Tensor]:
-    """log π(response | prompt) in nats, float32 [R], and whether each response is the greedy one, bool [R]."""
-    # The last token of a response may lie one position beyond the context; nothing is read from there.
-    positions = packed.position_ids.clamp(max=context - 1)
-    states = model.base_model(
-        input_ids=packed.input_ids, position_ids=positions, use_cache=False, packed=packed
-    ).last_hidden_state[0][packed.predict]
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    logps, greedy = [], []
-    for start in range(0, len(states), _HEAD_ROWS):
-        labels = packed.labels[start : start + _HEAD_ROWS]
-        logits = head(states[start : start + _HEAD_ROWS]).float()
-        logps.append(logits.log_softmax(-1).gather(1, labels[:, None])[:, 0])
-        greedy.append(logits.argmax(-1) == labels)
-    lengths = list(packed.response_lengths)
-    sums = [part.sum() for part in torch.split(torch.cat(logps), lengths)]
-    return torch.stack(sums), torch.stack([part.all() for part in torch.split(torch.cat(greedy), lengths)])

@@ -1,4 +1,7 @@
-"""Two attentions, registered with transformers: over packed micro-batches, and over the slots of rollouts."""
+"""Two attentions, registered with transformers: over packed micro-batches, and over the slots of rollouts.
+
+Both take the sliding window of a layer from the mask that transformers builds for it.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from iris.errors import UserError
 from iris.model.packing import Packed
 
 PACKED = "iris_packed"
 SLOTS = "iris_slots"
+PROBE = "iris_probe"
 
-# What scaled_dot_product_attention runs on a CPU: these also give and take the logarithms of the normalisers.
+# The kernels behind scaled_dot_product_attention on a CPU; these also return and take the logs of the normalisers.
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -25,40 +29,35 @@ _SMALL = 2**19
 # Rows of slots in one call on a CPU, where reading columns that are masked costs more than a call.
 _ROWS = 16
 
-# What some models hand to their attention on top of scaled dot products, and would be ignored here.
+# Arguments of some models' attention that change its result.
 _EXTRAS = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Switch `model` to packed attention, for good: it then needs `packed=…` in every forward call.
-
-    Raises UserError where tokens of a packed micro-batch would meet outside the registered attention function.
-    """
-    kind = model.config.model_type
-    config = model.config.get_text_config()
-    others = set(getattr(config, "layer_types", None) or ()) - _LAYERS
-    if others or getattr(model, "_is_stateful", False) or model.config.is_encoder_decoder:
-        raise UserError(
-            f"Model type '{kind}' mixes tokens by other means than causal attention "
-            f"({', '.join(sorted(others)) or 'recurrence or an encoder'}). Choose a decoder with attention layers only."
-        )
-    if not model._supports_attention_backend or not model._can_set_attn_implementation():
-        raise UserError(
-            f"The attention of model type '{kind}' cannot be replaced: transformers' implementation of it does not use "
-            "AttentionInterface. Choose a model that does, such as llama, mistral, qwen2, qwen3 or smollm3."
-        )
-    model.set_attn_implementation(PACKED)
+def _window(*, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> int | None:
+    """Return a layer's sliding window in tokens, in place of the mask that transformers asks for; None: no window."""
+    if use_vmap:
+        raise UserError("The model adds a mask of its own to causal attention.")
+    return local_size or None
 
 
-def _refuse(module: nn.Module, dropout: float, extras: Mapping[str, Any]) -> None:
-    """Raise UserError for what the attention is asked to do beyond scaled dot products."""
+def _refuse(window: Any, dropout: float, extras: Mapping[str, Any]) -> None:
+    """Raise UserError for what the attention is asked to do beyond scaled dot products in a causal window."""
     unsupported = [name for name in _EXTRAS if extras.get(name) is not None] + ["dropout"] * (dropout > 0)
+    unsupported += ["masks of its own"] * (window is not None and not isinstance(window, int))
     if unsupported:
-        raise UserError(
-            f"{type(module).__name__} uses attention {', '.join(unsupported)}, which is not supported here. "
-            "Set it to none (or 0) in the model's config.json if the model allows, or choose another model."
-        )
+        raise UserError(f"The model's attention uses {', '.join(unsupported)}, which is not reproduced here.")
+
+
+class Reached(Exception):
+    """The end of a probe: the model has called its attention in a way that can be replaced."""
+
+
+def _reach(module: nn.Module, *states: Any, packed: Any = None, **extras: Any) -> None:
+    *_, attention_mask = states
+    _refuse(attention_mask, 0.0, extras)
+    if packed is None:
+        raise UserError("The model does not pass further arguments on to its attention.")
+    raise Reached
 
 
 def _packed(
@@ -66,7 +65,7 @@ def _packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: int | None,
     *,
     packed: Packed | None = None,
     scaling: float | None = None,
@@ -76,20 +75,27 @@ def _packed(
     """Query [1, H, N, D]; key and value [1, H or fewer, N, D]; returns [1, N, H, D]."""
     if packed is None:
         raise RuntimeError("A model with packed attention was called without `packed`; reload it for other uses.")
-    _refuse(module, dropout, extras)
+    _refuse(attention_mask, dropout, extras)
+    window = attention_mask if attention_mask and attention_mask < max(packed.key_lengths) else None
     # Rotary embeddings computed in float32 promote query and key under autocast.
     query, key, value = (states.squeeze(0).transpose(0, 1).to(value.dtype) for states in (query, key, value))
-    return _attention(query, packed)(query, key, value, packed, scaling)[None], None
+    return _kernel(query, value, packed, window)(query, key, value, packed, scaling, window)[None], None
 
 
-def _attention(query: Tensor, packed: Packed) -> Callable[..., Tensor]:
+def _kernel(query: Tensor, value: Tensor, packed: Packed, window: int | None) -> Callable[..., Tensor]:
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _flash
     large = max(packed.key_lengths) ** 2 * query[0].numel() > _SMALL
-    return _flash_cpu if large and query.device.type == "cpu" else _together
+    plain = window is None and value.shape[-1] == query.shape[-1] and query.device.type == "cpu"
+    return _flash_cpu if large and plain else _together
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None
+) -> Tensor:
+    width = value.shape[-1]
+    if width < query.shape[-1]:  # multi-head latent attention: the kernel takes one width
+        value = F.pad(value, (0, query.shape[-1] - width))
     out = varlen_attn(
         query,
         key[packed.keys],
@@ -99,28 +105,34 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: f
         max(packed.query_lengths),
         max(packed.key_lengths),
         scale=scaling,
-        window_size=(-1, 0),  # causal, the last query aligned with the last key
+        window_size=(-1 if window is None else window - 1, 0),  # causal, the last query aligned with the last key
         enable_gqa=True,
     )
     assert isinstance(out, Tensor)  # no auxiliary output was asked for
-    return out
+    return out[..., :width]
 
 
-def _together(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
-    """All sequences in one padded call. A query sees the keys up to its own, so padded keys are never seen by a real
-    query; what padded queries see is dropped.
+def _together(
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attend over all sequences in one padded call.
+
+    A query sees the keys up to its own, so no real query sees padding; the outputs of padded queries are dropped.
     """
     lengths, keys = packed.query_offsets.diff(), packed.key_offsets.diff()
     steps, columns = (torch.arange(max(of), device=query.device) for of in (packed.query_lengths, packed.key_lengths))
     q = query[(packed.query_offsets[:-1, None] + steps).clamp(max=len(query) - 1)]
     at = packed.keys[(packed.key_offsets[:-1, None] + columns).clamp(max=len(packed.keys) - 1)]
-    mask = columns <= (steps + (keys - lengths)[:, None])[..., None]
+    distance = (steps + (keys - lengths)[:, None])[..., None] - columns
+    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    if window is not None:
+        mask |= (steps >= lengths[:, None])[..., None]  # a padded query beyond all keys would divide zero by zero
     q, k, v = (states.transpose(1, 2) for states in (q, key[at], value[at]))
     out = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scaling, enable_gqa=True)
     return out.transpose(1, 2)[steps < lengths[:, None]]
 
 
-def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None) -> Tensor:
+def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float | None, _: None) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     key, value = (states.repeat_interleave(groups, 1) if groups > 1 else states for states in (key, value))
     out: Tensor = _Sequences.apply(query, key, value, packed, scaling)  # type: ignore[no-untyped-call]
@@ -128,10 +140,10 @@ def _flash_cpu(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scalin
 
 
 class _Sequences(torch.autograd.Function):
-    """Attention of each sequence by itself, on a CPU: query, key and value [N, H, D] of the stream → [N, H, D].
+    """Attention of each sequence by itself on a CPU: query, key and value [N, H, D] of the stream → [N, H, D].
 
-    A response that is not its row's first sees itself and its prompt in two calls, joined by their normalisers: no key
-    is copied and nothing is computed to be masked.
+    A response that is not its row's first attends to itself and to its prompt in two calls, joined by their
+    normalisers: no key is copied and nothing is computed to be masked.
     """
 
     @staticmethod
@@ -157,7 +169,7 @@ class _Sequences(torch.autograd.Function):
         sums = [torch.empty_like(states) for states in (query, key, value)]
 
         def part(own: slice, keys: slice, causal: bool) -> list[Tensor]:
-            """Gradients of the queries of `own` and the keys and values of `keys`, of what these give to those."""
+            """Return the gradients of the queries `own` and the keys and values `keys` from their attention."""
             dy, q, k, v = _heads(gradient[own]), _heads(query[own]), _heads(key[keys]), _heads(value[keys])
             total = normaliser[own].t()[None]
             found = _BACKWARD(dy, q, k, v, _heads(out[own]), total, 0.0, causal, scale=ctx.scaling)
@@ -173,10 +185,10 @@ class _Sequences(torch.autograd.Function):
 
 
 def _visible(packed: Packed) -> Iterator[tuple[slice, slice | None]]:
-    """Of each sequence its queries in the stream, and the prompt that they see besides themselves."""
+    """Yield each sequence's queries in the stream, and the prompt that they see besides themselves."""
     first = start = 0
     for queries, keys in zip(packed.query_lengths, packed.key_lengths, strict=True):
-        first = start if queries == keys else first  # with the prompt in it, where all the row's sequences begin
+        first = start if queries == keys else first  # such a sequence holds the prompt: its row begins here
         yield slice(start, start + queries), slice(first, first + keys - queries) if queries < keys else None
         start += queries
 
@@ -187,7 +199,7 @@ def _heads(states: Tensor) -> Tensor:
 
 
 def parts(lengths: Sequence[int], device: torch.device) -> list[tuple[int, int]]:
-    """Rows of slots that attend in one call, with the columns that they see: `parts` for the attention of slots."""
+    """Group rows of slots that attend in one call: (rows, columns they see), the `parts` of the attention of slots."""
     size = _ROWS if device.type == "cpu" else len(lengths)
     calls = (lengths[start : start + size] for start in range(0, len(lengths), size))
     return [(len(call), max(call)) for call in calls]
@@ -198,19 +210,26 @@ def _slots(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: int | None,
     *,
+    visible: Tensor,
+    places: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
     parts: Sequence[tuple[int, int]] = (),
     **extras: Any,
 ) -> tuple[Tensor, None]:
-    """Query [n, H, Q, D]; key and value [n, H or fewer, columns, D]; returns [n, Q, H, D]. No parts: all see all."""
-    assert attention_mask is not None
-    _refuse(module, dropout, extras)
+    """Query [n, H, Q, D]; key and value [n, H or fewer, columns, D]; returns [n, Q, H, D].
+
+    `visible` [n, 1, Q, columns] is added to the scores; `places` [n, Q] are the columns of the queries, which a sliding
+    window is measured from. Without `parts` all rows attend in one call.
+    """
+    _refuse(attention_mask, dropout, extras)
+    if attention_mask is not None and attention_mask < visible.shape[-1]:
+        outside = places[..., None] - torch.arange(visible.shape[-1], device=places.device) >= attention_mask
+        visible = visible.masked_fill(outside[:, None], torch.finfo(visible.dtype).min)
     parts = parts or [(len(query), key.shape[2])]
-    states = (query, key, value, attention_mask.expand(len(query), -1, -1, -1))
-    split = zip(*(torch.split(each, [rows for rows, _ in parts]) for each in states), strict=True)
+    split = zip(*(torch.split(each, [n for n, _ in parts]) for each in (query, key, value, visible)), strict=True)
     out = [
         F.scaled_dot_product_attention(
             q, k[:, :, :seen], v[:, :, :seen], mask[..., :seen], scale=scaling, enable_gqa=k.shape[1] < q.shape[1]
@@ -220,5 +239,6 @@ def _slots(
     return torch.cat(out).transpose(1, 2), None
 
 
-AttentionInterface.register(PACKED, _packed)
-AttentionInterface.register(SLOTS, _slots)
+for _name, _function in ((PACKED, _packed), (SLOTS, _slots), (PROBE, _reach)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, _window)

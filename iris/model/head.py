@@ -1,11 +1,10 @@
 """Log-probabilities of labels from hidden states through the output projection, a chunk of positions at a time.
 
-All logits never exist together: a chunk is projected, used and overwritten. Two ways lead to the gradient.
-`token_logps` is an ordinary differentiable function that projects each chunk again in the backward pass.
-`fused_logps` asks for the coefficients of the loss as soon as rows are complete and takes the gradient while their
-logits are still there, so that every logit is computed once (head and loss, forward and backward, in one pass as in
-Liger Kernel, arXiv 2410.10989). That serves any loss that decomposes over rows, and a loss whose coefficients are known
-up to a factor for each block of responses: gradients of blocks are kept apart until the factors are known.
+All logits never exist together: a chunk is projected, used and overwritten. `fused_logps` asks for the coefficients of
+the loss as soon as rows are complete and takes the gradient while their logits are still there, so that every logit is
+computed once (head and loss, forward and backward, in one pass as in Liger Kernel, arXiv 2410.10989). That serves any
+loss that decomposes over rows, and a loss whose coefficients are known up to a factor for each block of responses:
+gradients of blocks are kept apart until the factors are known.
 """
 
 from bisect import bisect_right
@@ -47,7 +46,7 @@ class _Head:
         positions, logits = CHUNK[hidden.device.type]
         self.size = max(1, min(positions, logits // len(weight)))
         self.buffer = hidden.new_empty(min(self.size, len(hidden)), len(weight), dtype=torch.float32)
-        self.total = hidden.new_empty(0)
+        self.total, self.greedy = hidden.new_empty(0), hidden.new_empty(0, dtype=torch.bool)
         sums = [
             [torch.zeros_like(source, dtype=torch.float32) for _ in range(blocks)]
             if source is not None and want
@@ -61,15 +60,19 @@ class _Head:
         return [slice(i, min(i + self.size, labels.stop)) for i in range(labels.start, labels.stop, self.size)]
 
     def forward(self, chunk: slice) -> Tensor:
-        """Log-probabilities [c] of the labels of a chunk. Leaves its exponentials and their sums for `backward`."""
+        """Return log-probabilities [c] of the labels of a chunk, float32.
+
+        Leaves the exponentials and their sums for `backward`, and in `greedy` [c] which labels are the likeliest.
+        """
         logits = self._project(self.hidden[chunk])
         top = logits.amax(1, keepdim=True)
         target = logits.gather(1, self.labels[chunk, None])
+        self.greedy = (target == top)[:, 0]
         self.total = logits.sub_(top).exp_().sum(1, keepdim=True)
         return (target - top - self.total.log())[:, 0]
 
     def backward(self, chunk: slice, coefficients: Tensor, block: int = 0) -> None:
-        """Add the gradient of `coefficients` [c] · log-probabilities, for the chunk that `forward` saw last."""
+        """Add the gradient of `coefficients` [c] · log-probabilities, for the chunk that `forward` took last."""
         # A coefficient scales its row on the narrow side of the products: one sweep less over the logits.
         logits, scale = self.buffer[: len(coefficients)], -coefficients[:, None] / self.total
         logits[torch.arange(len(logits)), self.labels[chunk]] -= self.total[:, 0]
@@ -86,8 +89,9 @@ class _Head:
             self.bias_sums[block] += (scale.t() @ logits)[0]
 
     def gradients(self, factors: Tensor, sizes: list[int], dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden, weight and bias, each block (of `sizes` positions) times its factor. To be called once:
-        they are scaled in place.
+        """Return the gradients of hidden, weight and bias, each block (of `sizes` positions) times its factor.
+
+        To be called once: they are scaled in place.
         """
         if self.hidden_gradient is not None:
             for part, factor in zip(torch.split(self.hidden_gradient, sizes), factors, strict=True):
@@ -105,33 +109,13 @@ class _Head:
 
 
 def _weighted(parts: list[Tensor], factors: Tensor) -> Tensor | None:
-    """Σ factor · part, in the first part's place."""
+    """Return Σ factor · part, in the first part's memory."""
     if not parts:
         return None
     total = parts[0].mul_(factors[0])
     for part, factor in zip(parts[1:], factors[1:], strict=True):
         total.addcmul_(part, factor)
     return total
-
-
-class _TokenLogps(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias, labels)
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(hidden, weight, bias, labels)
-            return torch.cat([head.forward(chunk) for chunk in head.chunks(slice(0, len(labels)))])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels = ctx.saved_tensors
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = _Head(hidden, weight, bias, labels, ctx.needs_input_grad[:3])
-            for chunk in head.chunks(slice(0, len(labels))):
-                head.forward(chunk)
-                head.backward(chunk, gradient[chunk])
-            return *head.gradients(gradient.new_ones(1), [len(labels)], weight.dtype), None
 
 
 class _FusedLogps(torch.autograd.Function):
@@ -160,7 +144,7 @@ class _FusedLogps(torch.autograd.Function):
 
 
 def _groups(packed: Packed, size: int) -> Iterator[tuple[int, slice, slice]]:
-    """Consecutive units of a block that fit a chunk together, or one that is longer: block, responses, labels."""
+    """Yield (block, responses, labels) of consecutive units that fit a chunk together, or of one that is longer."""
     ends = [0, *accumulate(packed.response_lengths)]
     stops = list(accumulate(packed.blocks))
     first = last = 0
@@ -175,7 +159,7 @@ def _groups(packed: Packed, size: int) -> Iterator[tuple[int, slice, slice]]:
 def _complete(
     head: _Head, packed: Packed, block: int, responses: slice, labels: slice, of: Coefficients, products: Tensor
 ) -> Tensor:
-    """Log-probabilities [r] of these responses; adds to the gradients, and to the block's sum of products."""
+    """Return log-probabilities [r] of these responses; add to the gradients and to the block's sum of products."""
     chunks = head.chunks(labels)
     logps = _sums(torch.cat([head.forward(chunk) for chunk in chunks]), packed.response_lengths[responses])
     coefficients = of(logps, responses)
@@ -192,16 +176,26 @@ def _sums(values: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return torch.stack([part.sum() for part in torch.split(values, list(lengths))])
 
 
-def response_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
-    """log π(response | prompt), float32 [R], of hidden [M, d] at `packed.predict`; differentiable."""
-    logps: Tensor = _TokenLogps.apply(hidden, weight, bias, packed.labels)  # type: ignore[no-untyped-call]
-    return _sums(logps, packed.response_lengths)
+@torch.no_grad()
+def response_logps(hidden: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> tuple[Tensor, Tensor]:
+    """Return log π(response | prompt), float32 [R], and whether each response is the greedy one, bool [R].
+
+    `hidden` [M, d] holds the states at `packed.predict`. Chunks are those of `fused_logps`, so that values agree.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        head = _Head(hidden, weight, bias, packed.labels)
+        chunks = [chunk for *_, labels in _groups(packed, head.size) for chunk in head.chunks(labels)]
+        logps, greedy = zip(*((head.forward(chunk), head.greedy) for chunk in chunks), strict=True)
+    lengths = list(packed.response_lengths)
+    return _sums(torch.cat(logps), packed.response_lengths), torch.stack(
+        [part.all() for part in torch.split(torch.cat(greedy), lengths)]
+    )
 
 
 def fused_logps(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed, coefficients: Coefficients
 ) -> tuple[Tensor, Tensor]:
-    """`response_logps` [R] as constants, and for each block Σ coefficient · log-probability, with the gradient.
+    """Return the values of `response_logps` [R], and for each block Σ coefficient · log-probability, with the gradient.
 
     `coefficients` is called once for each group of complete units, in order; what it returns is constant to the
     gradient. The sums [blocks] can be differentiated once.
@@ -211,8 +205,9 @@ def fused_logps(
 
 
 def coefficients_of(loss: Callable[[Tensor, slice], Tensor]) -> Coefficients:
-    """The coefficients of a loss that is a sum over rows: `loss` maps log-probabilities [r] of complete rows (the
-    responses that the slice names) to the sum, or the terms, of these rows' losses.
+    """Return the coefficients of a loss that is a sum over rows.
+
+    `loss` maps log-probabilities [r] of complete rows (the responses that the slice names) to these rows' losses.
     """
 
     def coefficients(logps: Tensor, responses: slice) -> Tensor:

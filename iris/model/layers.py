@@ -1,8 +1,8 @@
 """RMS norms and rotary embeddings of a decoder for the CPU, in fewer sweeps over memory than transformers' own.
 
-Between the matrix products of a small model those take a sixth of a training step. Each goes over some rows at a time,
-within the cache, and keeps for the gradient no more than it needs. What a model has of its own is replaced where both
-give the same values on a probe, as Liger Kernel (arXiv 2410.10989) replaces it on a GPU, and nowhere else.
+They take a sixth of a small model's training step. Each works on some rows at a time, within the cache, and keeps no
+more for the gradient than it needs. A model's own layers are replaced where both give the same values on a probe, as
+Liger Kernel (arXiv 2410.10989) does on a GPU, and nowhere else.
 """
 
 import contextlib
@@ -21,9 +21,7 @@ _NUMBERS = 2**17  # of one operand in work together: a few operands of 512 KiB f
 
 
 def fuse(model: PreTrainedModel) -> None:
-    """Replace the norms of a model on a CPU, and the rotary embedding of its family. On other devices, and in other
-    precisions than float32, they go on computing what they did.
-    """
+    """Replace the RMS norms and the rotary embedding of a model on a CPU; they stay as they are in other precisions."""
     if model.device.type != "cpu":
         return
     for module in model.modules():
@@ -38,7 +36,7 @@ def _fits(*tensors: Tensor) -> bool:
 
 
 def _rows(width: int, *tensors: Tensor, dim: int = 0) -> Iterator[tuple[Tensor, ...]]:
-    """Corresponding parts of tensors along a dimension, one index of which is `width` numbers."""
+    """Yield corresponding parts of tensors along a dimension, one index of which is `width` numbers."""
     return zip(*(torch.split(tensor, max(1, _NUMBERS // width), dim) for tensor in tensors), strict=True)
 
 
@@ -66,7 +64,7 @@ def _same(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """weight · x / √(mean x² + ε) over the last dimension, float32 on a CPU: [..., d], [d] → [..., d]."""
+    """Return weight · x / √(mean x² + ε) over the last dimension, float32 on a CPU: [..., d], [d] → [..., d]."""
     result: Tensor = _RMSNorm.apply(hidden, weight, epsilon)  # type: ignore[no-untyped-call]
     return result
 
@@ -122,9 +120,9 @@ def _fuse_rotary(module: ModuleType) -> None:
 
 
 def rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """states · cos + (−second half, first half) · sin: [b, H, n, D], [b, n, D] twice → [b, H, n, D].
+    """Return states · cos + (−second half, first half) · sin: [b, H, n, D], [b, n, D] twice → [b, H, n, D].
 
-    The angles of both halves are the same ones, and constants to the gradient.
+    Both halves have the same angles, which are constants to the gradient.
     """
     result: Tensor = _Rotary.apply(states, cos[:, None], sin[:, None])  # type: ignore[no-untyped-call]
     return result
@@ -134,16 +132,16 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(states, (cos, sin), 1)
+        return _rotated(states, (cos, sin), 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _turned(gradient, ctx.saved_tensors, -1), None, None
+        return _rotated(gradient, ctx.saved_tensors, -1), None, None
 
 
-def _turned(states: Tensor, angles: tuple[Tensor, Tensor], sign: int) -> Tensor:
-    """By the angles, or (−1) back by them."""
+def _rotated(states: Tensor, angles: tuple[Tensor, Tensor], sign: int) -> Tensor:
+    """Rotate by the angles; back for sign −1."""
     out, half = torch.empty_like(states), states.shape[-1] // 2
     width = states[:, :, 0].numel()
     for x, c, s, y in _rows(width, states, *angles, out, dim=2):

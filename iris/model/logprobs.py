@@ -1,6 +1,5 @@
 """Response log-probabilities of a causal language model over packed micro-batches."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,29 +7,27 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iris.errors import UserError
-from iris.model.attention import use_packed_attention
+from iris.model.architecture import check_length, check_model
+from iris.model.attention import PACKED
 from iris.model.head import Coefficients, fused_logps, response_logps
 from iris.model.layers import fuse
 from iris.model.packing import Packed
 
-# Configuration names that change logits after the output projection (or inside attention): Gemma 2, Cohere, Granite, …
-_LOGIT_CHANGES = re.compile(r"logits?_?\w*(cap|scal)|(lm_head|output)_multiplier")
-
 
 class Policy(nn.Module):
-    """A causal language model as log π(response | prompt).
+    """A causal language model as log π(response | prompt), the one forward path of training and scoring.
 
     Takes over `model` (plain or wrapped by peft): its attention is the packed one from then on. The model's
     parameters appear under `model.`; one forward call does all the work, so the hooks of DDP and FSDP2 see it.
+    `precision` is that of the computation (autocast), whatever the weights are kept in.
     Raises UserError where the model's attention or output projection is not one this computation reproduces.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, precision: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.model = model
-        _check_head(self._base)
-        use_packed_attention(self._base)
+        self.model, self.precision = model, precision
+        check_model(self._base)
+        self._base.set_attn_implementation(PACKED)
         fuse(self._base)
 
     @property
@@ -41,67 +38,45 @@ class Policy(nn.Module):
 
     @property
     def _no_split_modules(self) -> Iterable[str]:
-        """What accelerate's FSDP wraps one by one: the model's layers."""
+        """Layers that accelerate's FSDP wraps one by one."""
         return self._base._no_split_modules or []
 
     def tie_weights(self) -> None:
-        """Accelerate's FSDP calls this after it has replaced the parameters."""
+        """Tie the weights again after accelerate's FSDP has replaced the parameters."""
         self._base.tie_weights()
 
-    def forward(self, packed: Packed, coefficients: Coefficients | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """log π(response | prompt) of the R responses of `packed`: float32 [R], summed over response tokens (nats).
+    def forward(self, packed: Packed, coefficients: Coefficients | None = None) -> tuple[Tensor, Tensor]:
+        """Return log π(response | prompt) of the R responses, float32 [R], summed over response tokens (nats).
 
-        With `coefficients`, a pair: the same values as constants, and for each block of `packed` the scalar
-        Σ coefficient · log π that carries the gradient at less cost (see `iris.model.head.fused_logps`).
+        They are constants to the gradient. The second value, with `coefficients`: for each block of `packed` the scalar
+        Σ coefficient · log π that carries the gradient (see `iris.model.head.fused_logps`); otherwise: whether each
+        response is the greedy one, bool [R].
         """
-        self._check_lengths(packed)
+        device = packed.input_ids.device.type
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            head: Any = self._base.get_output_embeddings()  # type: ignore[no-untyped-call]
+            hidden = _for_head(self._hidden(packed)[packed.predict])
+            if coefficients is None:
+                return response_logps(hidden, head.weight, head.bias, packed)
+            return fused_logps(hidden, head.weight, head.bias, packed, coefficients)
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        # The last token of a response is only predicted: nothing is read at its position.
+        longest = max(packed.key_lengths) - 1
+        check_length(self._base.config, longest, "A prompt with its response")
         output = self._base.base_model(
-            input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False, packed=packed
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids.clamp(max=longest - 1),
+            use_cache=False,
+            packed=packed,
         )
-        head = _head(self._base)
-        hidden = _for_head(output.last_hidden_state[0][packed.predict])
-        if coefficients is None:
-            return response_logps(hidden, head.weight, head.bias, packed)
-        return fused_logps(hidden, head.weight, head.bias, packed, coefficients)
-
-    def _check_lengths(self, packed: Packed) -> None:
-        window = getattr(self._base.config.get_text_config(), "sliding_window", None)
-        longest = max(packed.key_lengths)
-        if window is not None and longest > window:
-            raise UserError(
-                f"A prompt with its response has {longest} tokens, more than the model's sliding attention window of "
-                f"{window}. Shorten prompts or responses to {window} tokens together, or choose another model."
-            )
-
-
-def _head(model: PreTrainedModel) -> Any:
-    return model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
 
 def _for_head(hidden: Tensor) -> Tensor:
-    """The precision of the output projection: autocast's on a GPU; always float32 on a CPU, where less is slower."""
+    """Convert to the output projection's precision: autocast's on a GPU; float32 on a CPU, where less is slower."""
     device = hidden.device.type
     if device == "cpu":
         return hidden.float()
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    kind, config = model.config.model_type, model.config.get_text_config().to_dict()
-    changes = [
-        f"{name}={value}" for name, value in config.items() if _LOGIT_CHANGES.search(name) and value not in (None, 1)
-    ]
-    if changes:
-        raise UserError(
-            f"Model type '{kind}' changes its logits ({', '.join(changes)}), which the chunked output projection does "
-            "not reproduce. Choose a model without it, such as llama, mistral, qwen2, qwen3 or smollm3."
-        )
-    head = _head(model)
-    if type(head) is not nn.Linear:
-        raise UserError(
-            f"The output projection of model type '{kind}' is a {type(head).__name__}, not a plain linear layer. "
-            "Leave it out of quantization and of LoRA's target modules, or choose a causal language model."
-        )
-    others = [name for name, child in model.named_children() if child not in (model.base_model, head)]
-    if others:
-        raise UserError(f"Model type '{kind}' has parts beside its layers and output projection: {', '.join(others)}.")

@@ -1,4 +1,4 @@
-"""Packed micro-batches: sequences laid end to end without padding, each prompt once for all of its responses."""
+"""Packed micro-batches: sequences end to end without padding, each prompt once for all of its responses."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -35,8 +35,8 @@ class Row:
 class Packed:
     """One micro-batch: N tokens, R responses of together M tokens; all tensors on one device.
 
-    A row lies in the stream as prompt, response, response, … Each response is one attention *sequence*: its keys are
-    its prompt and itself; its queries are itself and, where it is the first of its row, the prompt. So the queries of
+    A row is in the stream as prompt, response, response, … Each response is one attention *sequence*: its keys are its
+    prompt and itself; its queries are itself and, for the first response of a row, the prompt. So the queries of
     sequence 0, 1, … one after the other are the stream, and within a sequence the last query sees the last key.
 
     Labels, and with them log-probabilities, come row by row in one block; or, packed by column, in two: the first
@@ -58,14 +58,14 @@ class Packed:
     blocks: tuple[int, ...]  # responses of each block
 
     def to(self, device: torch.device | str) -> "Packed":
-        """The same micro-batch on `device`."""
+        """Return the same micro-batch on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
         return Packed(**{**values, **moved})
 
 
 class _Sequence(NamedTuple):
-    """A response in the stream: its prompt is `prompt`, its own tokens are `response` (stream indices)."""
+    """A response in the stream, as ranges of stream indices."""
 
     prompt: range
     response: range
@@ -77,7 +77,7 @@ class _Sequence(NamedTuple):
 
 
 def pack(rows: Sequence[Row], *, by_column: bool = False) -> Packed:
-    """Lay `rows` end to end, on the CPU. Responses keep the order of the rows and their order within a row."""
+    """Pack `rows` on the CPU. Responses keep the order of the rows and their order within a row."""
     sequences = list(_sequences(rows))
     queries = [len(sequence.positions) for sequence in sequences]
     keys = [len(sequence.prompt) + len(sequence.response) for sequence in sequences]

@@ -3,6 +3,7 @@
 Weights are read from safetensors only, and no code that comes with a model is run.
 """
 
+import contextlib
 import copy
 import json
 from collections.abc import Mapping, Sequence
@@ -38,11 +39,11 @@ _NOT_FILES = ["*/*", "consolidated*"]  # other formats' copies of the weights
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the stages report progress
 
 
-# --- where weights lie
+# --- folders of weights
 
 
 def model_folder(artifact: Artifact) -> Path:
-    """The folder with the full weights of a base, sft or train artifact, complete and unchanged.
+    """Return the folder with the full weights of a base, sft or train artifact, complete and unchanged.
 
     Raises UserError for a LoRA adapter, and for a folder outside the store that is gone or has changed.
     """
@@ -55,36 +56,24 @@ def model_folder(artifact: Artifact) -> Path:
         )
     source = artifact.read_json("source.json")
     if "repository" in source:
-        return _snapshot(source["repository"], source["commit"])
+        return fetch(source["repository"], source["commit"])
     return _unchanged(Path(source["path"]), source["content"], artifact)
 
 
 def fetch(repository: str, commit: str) -> Path:
-    """The folder of a commit in the hub cache; safetensors, configuration and tokenizer are downloaded if missing."""
+    """Return the folder of a commit in the hub cache, after downloading what it lacks of the files a model needs."""
+    options: dict[str, Any] = {"revision": commit, "allow_patterns": _FILES, "ignore_patterns": _NOT_FILES}
+    with contextlib.suppress(LocalEntryNotFoundError):
+        return Path(snapshot_download(repository, **options, local_files_only=True))
     try:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
+        return Path(snapshot_download(repository, **options))
     except fingerprint.hub_errors() as error:
         raise UserError(
             f"The model {repository} at commit {commit} cannot be downloaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}), and the cache "
-            f"{constants.HF_HUB_CACHE} does not hold all of it. For a gated model accept its terms and log in first "
-            f"(hf auth login); without a network download it elsewhere: hf download {repository} --revision {commit}"
+            f"{' '.join(str(error).split())[:300]}), and the cache {constants.HF_HUB_CACHE} does not hold all of it. "
+            "For a gated model accept its terms and log in first (hf auth login); without a network download it "
+            f"elsewhere: hf download {repository} --revision {commit}"
         ) from error
-
-
-def _snapshot(repository: str, commit: str) -> Path:
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=commit,
-                allow_patterns=_FILES,
-                ignore_patterns=_NOT_FILES,
-                local_files_only=True,
-            )
-        )
-    except LocalEntryNotFoundError:
-        return fetch(repository, commit)
 
 
 def _unchanged(path: Path, content: str, artifact: Artifact) -> Path:
@@ -96,7 +85,7 @@ def _unchanged(path: Path, content: str, artifact: Artifact) -> Path:
     if fingerprint.of_path(path) != content:
         raise UserError(
             f"The model folder {path} has changed since this experiment began: its policies no longer belong to it. "
-            "Put the old files back, or run the same command again: what is there now counts as another model."
+            "Put the old files back, or run the same command again to start from the changed model."
         )
     return path
 
@@ -105,7 +94,10 @@ def _unchanged(path: Path, content: str, artifact: Artifact) -> Path:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder, every dropout set to 0. Raises UserError when there is none, or one with code."""
+    """Return the configuration in a folder with every dropout set to 0.
+
+    Raises UserError where there is none, or one that needs the folder's own code.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no config.json: model.path must name a folder that save_pretrained has written."
@@ -139,11 +131,10 @@ def load_policy(
 def load_policy(
     artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: bool = False
 ) -> PreTrainedModel | PeftModel:
-    """The policy of a base, sft or train artifact on a device.
+    """Load the policy of a base, sft or train artifact to a device, every dropout 0.
 
-    Trainable: float32 weights whatever the precision (bfloat16 is the trainer's autocast); a LoRA adapter goes on as it
-    was left. Otherwise: frozen, in evaluation mode, with an adapter merged into the weights and these cast to the
-    precision. Every dropout is 0: micro-batches, recomputation and a resumed run must see the same function.
+    Trainable: float32 weights whatever the precision (`Policy` computes in it), a LoRA adapter apart. Otherwise frozen,
+    in evaluation mode, an adapter merged into the weights and these cast to the precision.
     """
     adapter = artifact.folder / "adapter"
     if not adapter.is_dir():
@@ -192,9 +183,9 @@ def _read_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Pre
 def add_lora(
     model: PreTrainedModel, rank: int, alpha: float, target_modules: str | Sequence[str] = "all-linear", seed: int = 0
 ) -> PeftModel:
-    """Put low-rank adapters (LoRA, arXiv 2106.09685) on a model and freeze the rest; they change nothing at first.
+    """Add low-rank adapters (LoRA, arXiv 2106.09685) that change nothing yet to a model, and freeze the rest.
 
-    The seed decides the factor that does not start at zero. Raises UserError for modules the model does not have.
+    `seed` draws the factor that does not start at zero. Raises UserError for modules the model does not have.
     """
     config = LoraConfig(
         r=rank,
@@ -218,17 +209,17 @@ def add_lora(
 
 
 def is_adapted(model: torch.nn.Module) -> "TypeIs[PeftModel]":
-    """Whether a model carries LoRA adapters."""
+    """Return whether a model carries LoRA adapters."""
     return isinstance(model, PeftModel)
 
 
 def save_policy(
     model: PreTrainedModel | PeftModel, folder: Path, precision: str, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Leave full weights of the precision in `folder/model`, or a float32 adapter in `folder/adapter`.
+    """Save full weights of the precision to `folder/model`, or a float32 adapter to `folder/adapter`.
 
     `state_dict` replaces the model's own where its parameters are sharded (`Accelerator.get_state_dict`). The bytes
-    depend on the values alone, not on where or by how many processes they were computed.
+    depend on the values alone, not on the device or the number of processes.
     """
     if is_adapted(model):
         _save_adapter(model, folder / "adapter", state_dict)
@@ -250,7 +241,7 @@ def _save_adapter(model: PeftModel, folder: Path, state_dict: Mapping[str, Tenso
     folder.mkdir(parents=True)
     tensors = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in state.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    # The base's place and the order of a set differ from run to run.
+    # The base's folder and the order of a set differ from run to run.
     config = replace(model.peft_config["default"], base_model_name_or_path=None, inference_mode=True)
     content = {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
     (folder / "adapter_config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

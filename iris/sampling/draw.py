@@ -14,14 +14,14 @@ BLOCK = 512
 
 
 def uniforms(seed: int, sample: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The uniforms in [0, 1) that decide the tokens of one response: a function of its seed and sample index alone."""
+    """Return the uniforms in [0, 1) that decide one response's tokens, from its seed and sample index alone."""
     return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, sample], np.uint64))).random(count)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The cell [n] of cumulated `weights` [n, m] (float64) that `uniform` [n] lies in, and where in it, in [0, 1)."""
+    """Return the bin [n] of cumulated `weights` [n, m] (float64) at `uniform` [n], and the place in it, in [0, 1)."""
     cdf = weights.cumsum(-1)
-    # Below the total for every uniform below 1, rounding included: the cell found has mass.
+    # Below the total for every uniform below 1, rounding included: the bin found has mass.
     target = uniform[:, None] * cdf[:, -1:]
     index = torch.searchsorted(cdf, target, right=True).clamp(max=weights.shape[-1] - 1)
     mass = weights.gather(-1, index)
@@ -30,7 +30,7 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """`scores` [n, V] with −∞ outside the smallest set of likeliest tokens whose mass reaches `top_p`."""
+    """Return `scores` [n, V] with −∞ outside the smallest set of likeliest tokens whose mass reaches `top_p`."""
     probabilities, order = torch.sort(scores.softmax(-1), stable=True, dim=-1, descending=True)
     before = probabilities.double().cumsum(-1) - probabilities
     outside = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= top_p)
@@ -38,10 +38,10 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """One token per row by inversion of the cumulative distribution: `logits` [n, V], `uniform` [n] float64 → [n].
+    """Draw one token per row by inversion of the cumulative distribution: `logits` [n, V], `uniform` [n] float64 → [n].
 
-    −1 where the logits of a row are not finite. The uniform picks a block of tokens and what is left of it picks the
-    token in the block, so the only rounding is that of the float32 softmax weights, whatever the vocabulary's size.
+    Returns −1 where the logits of a row are not finite. The uniform picks a block of tokens and its rest the token in
+    the block, so the only rounding is that of the float32 softmax weights, whatever the vocabulary's size.
     """
     if sampling.temperature == 0:
         return torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), -1)

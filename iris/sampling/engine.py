@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from iris.errors import UserError
+from iris.model.architecture import check_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class Rollout:
 
 
 def quiet(_: int) -> None:
-    """Progress callback that tells nobody."""
+    """Ignore progress."""
 
 
 class Engine(Protocol):
-    """What samples responses. `name` and `version` go into the manifest of the rollouts."""
+    """A sampler of responses; `name` and `version` go into the manifest of the rollouts."""
 
     name: str
     version: str
@@ -51,12 +55,19 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] = quiet
     ) -> list[list[Rollout]]:
-        """Responses as [request][sample]; `progress(n)` is called whenever n further responses have ended."""
+        """Return responses as [request][sample]; call `progress(n)` whenever n further responses have ended."""
         ...
 
 
-def check_prompts(requests: Sequence[Request]) -> None:
-    """Raise UserError for a prompt without tokens."""
+def check_requests(requests: Sequence[Request], sampling: Sampling, config: "PreTrainedConfig", tokens: int) -> None:
+    """Raise UserError for an empty prompt, for ids beyond the model's `tokens`, and for texts beyond its context."""
     for index, request in enumerate(requests):
         if not request.prompt:
             raise UserError(f"Prompt {index} is empty: a response needs at least one token before it.")
+        if min(request.prompt) < 0 or max(request.prompt) >= tokens:
+            raise UserError(
+                f"A prompt has tokens {min(request.prompt)}…{max(request.prompt)}, the model knows 0…{tokens - 1}: "
+                "the tokenizer belongs to another model."
+            )
+    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+    check_length(config, longest, f"The longest prompt with max_new_tokens={sampling.max_new_tokens}")

@@ -20,15 +20,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from iris.errors import UserError
+from iris.model.architecture import check_model
 from iris.model.attention import SLOTS, parts
-from iris.sampling.cache import SlotCache, additive_mask, prefill, unsupported
+from iris.sampling.cache import SlotCache, States, additive_mask, prefill
 from iris.sampling.draw import draw, uniforms
-from iris.sampling.engine import Request, Rollout, Sampling, check_prompts, quiet
+from iris.sampling.engine import Request, Rollout, Sampling, check_requests, quiet
 
 
 @dataclass
 class _Row:
-    """A response that is being written."""
+    """An unfinished response."""
 
     request: int
     sample: int
@@ -37,7 +38,7 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
 
     def step(self) -> tuple[int, int, float]:
-        """The token to feed next, its position, and the uniform that decides the token after it."""
+        """Return the token to feed next, its position, and the uniform that decides the token after it."""
         count = len(self.tokens)
         last = self.tokens[-1] if count else self.prompt[-1]
         return last, len(self.prompt) + count - 1, float(self.uniforms[count])
@@ -45,11 +46,11 @@ class _Row:
 
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients, and an attention that takes explicit masks; all as before afterwards."""
+    """Set evaluation mode, no gradients and the attention of slots for a block, and restore them after it."""
     training = [module for module in model.modules() if module.training]
     attention = model.config._attn_implementation
     model.eval()  # type: ignore[no-untyped-call]
-    model.set_attn_implementation("eager" if attention == "eager" else SLOTS)
+    model.set_attn_implementation(SLOTS)
     try:
         with torch.inference_mode():
             yield
@@ -72,9 +73,7 @@ class SlotEngine:
     def __init__(self, model: PreTrainedModel, eos_token_ids: Sequence[int], slots: int = 64) -> None:
         if slots < 1:
             raise UserError(f"slots is {slots}; it must be 1 or more.")
-        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-        if kinds - {"full_attention", "sliding_attention"} or not model._supports_attention_backend:
-            raise unsupported(model)
+        check_model(model)
         self.model, self.eos, self.slots = model, frozenset(eos_token_ids), slots
         self.version = f"1 (transformers {transformers.__version__}, torch {torch.__version__})"
 
@@ -84,7 +83,9 @@ class SlotEngine:
         """See `Engine.generate`."""
         if not requests:
             return []
-        columns = _check(self.model, requests, sampling)
+        tokens = len(cast(Tensor, self.model.get_input_embeddings().weight))
+        check_requests(requests, sampling, self.model.config, tokens)
+        columns = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
         results: list[list[Rollout]] = [[Rollout([], False)] * request.samples for request in requests]
         with _decoding(self.model):
             for row in self._responses(requests, sampling, columns):
@@ -93,7 +94,7 @@ class SlotEngine:
         return results
 
     def _responses(self, requests: Sequence[Request], sampling: Sampling, columns: int) -> Iterator[_Row]:
-        """The responses in the order in which they end."""
+        """Yield the responses in the order in which they end."""
         slots = min(self.slots, sum(request.samples for request in requests))
         queue = _queue(self.model, requests, sampling, slots)
         cache = SlotCache(slots, columns)
@@ -112,24 +113,23 @@ class SlotEngine:
                     _replace(cache, rows, slot, next(queue, None))
 
     def _finished(self, row: _Row) -> bool:
-        """Whether the response has reached its end of sequence."""
         return row.tokens[-1] in self.eos
 
     def _step(self, cache: SlotCache, rows: list[_Row], sampling: Sampling) -> list[int]:
-        """The next token of every row."""
+        """Return the next token of every row."""
         fed, places, chances = zip(*(row.step() for row in rows), strict=True)
         device = self.model.device
         positions = torch.tensor(places, device=device)
         visible = torch.arange(max(places) + 1, device=device) <= positions[:, None]
         cache.aim(positions, visible.shape[1])
-        eager = self.model.config._attn_implementation == "eager"  # which takes no further arguments
         logits = self.model(
             input_ids=torch.tensor(fed, device=device)[:, None],
-            attention_mask=additive_mask(visible, self.model.dtype)[:, None, None],
             position_ids=positions[:, None],
             past_key_values=cache,
             use_cache=True,
-            **({} if eager else {"parts": parts([place + 1 for place in places], device)}),
+            visible=additive_mask(visible, self.model.dtype)[:, None, None],
+            places=positions[:, None],
+            parts=parts([place + 1 for place in places], device),
         ).logits[:, -1]
         tokens: list[int] = draw(logits, torch.tensor(chances, dtype=torch.float64, device=device), sampling).tolist()
         if -1 in tokens:
@@ -140,8 +140,8 @@ class SlotEngine:
         return tokens
 
 
-def _replace(cache: SlotCache, rows: list[_Row], slot: int, arrival: tuple[_Row, Tensor] | None) -> None:
-    """Put the next response into a slot, or close the gap with the last row: active rows stay the first ones."""
+def _replace(cache: SlotCache, rows: list[_Row], slot: int, arrival: tuple[_Row, States] | None) -> None:
+    """Put the next response into a slot, or move the last row into it: active rows stay the first ones."""
     if arrival is not None:
         rows[slot] = arrival[0]
         cache.load(slot, arrival[1])
@@ -153,9 +153,9 @@ def _replace(cache: SlotCache, rows: list[_Row], slot: int, arrival: tuple[_Row,
 
 
 def _order(requests: Sequence[Request], slots: int) -> list[int]:
-    """The longest responses first; of those that start at once the longest prompts: neighbours see as many columns.
+    """Order requests by the expected response length, and those that start at once by the length of their prompts.
 
-    Descending, because the row that closes a gap is the last one, and must not be longer than its new neighbours.
+    Both descend: neighbours then read about as many columns, and the last row, which fills gaps, reads fewest.
     """
     order = sorted(range(len(requests)), key=lambda index: -requests[index].hint)
     first = 1 + bisect_left(list(accumulate(requests[index].samples for index in order)), slots)
@@ -164,32 +164,11 @@ def _order(requests: Sequence[Request], slots: int) -> list[int]:
 
 def _queue(
     model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling, slots: int
-) -> Iterator[tuple[_Row, Tensor]]:
-    """All responses to write with the states of their prompts."""
+) -> Iterator[tuple[_Row, States]]:
+    """Yield every response to write with the states of its prompt."""
     order = _order(requests, slots)
     prompts = prefill(model, (requests[index].prompt for index in order))
     for index, states in zip(order, prompts, strict=True):
         request = requests[index]
         for sample in range(request.samples):
             yield _Row(index, sample, request.prompt, uniforms(request.seed, sample, sampling.max_new_tokens)), states
-
-
-def _check(model: PreTrainedModel, requests: Sequence[Request], sampling: Sampling) -> int:
-    """Length of the longest prompt with a response up to the limit; UserError where the model cannot go that far."""
-    check_prompts(requests)
-    known = range(len(cast(Tensor, model.get_input_embeddings().weight)))
-    for request in requests:
-        if min(request.prompt) not in known or max(request.prompt) not in known:
-            raise UserError(
-                f"A prompt has tokens {min(request.prompt)}…{max(request.prompt)}, the model knows 0…{known[-1]}: "
-                "the tokenizer belongs to another model."
-            )
-    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
-    for name in ("max_position_embeddings", "sliding_window"):
-        bound = getattr(model.config.get_text_config(), name, None)
-        if bound and longest > bound:
-            raise UserError(
-                f"The longest prompt and max_new_tokens={sampling.max_new_tokens} make {longest} tokens, more than the "
-                f"model's {name}={bound}. Shorten the prompts or lower max_new_tokens."
-            )
-    return longest

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from iris.errors import UserError
 from iris.model.policy import read_config
-from iris.sampling.engine import Request, Rollout, Sampling, check_prompts, quiet
+from iris.sampling.engine import Request, Rollout, Sampling, check_requests, quiet
 
 
 class VllmEngine:
@@ -23,7 +23,7 @@ class VllmEngine:
     def __init__(self, folder: Path, eos_token_ids: Sequence[int], precision: str = "auto") -> None:
         self._vllm = _import()
         self.version = str(self._vllm.__version__)
-        self.eos = list(eos_token_ids)
+        self.eos, self.config = list(eos_token_ids), read_config(folder)
         # The model's own generation settings stay out, and so does the tokenizer: prompts and stops are token ids.
         self._llm = self._vllm.LLM(
             model=str(folder),
@@ -38,8 +38,8 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Callable[[int], None] = quiet
     ) -> list[list[Rollout]]:
-        """See `iris.sampling.engine.Engine.generate`; progress is told once, at the end."""
-        check_prompts(requests)
+        """See `iris.sampling.engine.Engine.generate`; `progress` is called once, at the end."""
+        check_requests(requests, sampling, self.config, self.config.get_text_config().vocab_size)
         order = sorted(range(len(requests)), key=lambda index: -requests[index].hint)
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(requests[index].prompt)} for index in order],
@@ -53,7 +53,6 @@ class VllmEngine:
         return results
 
     def _parameters(self, request: Request, sampling: Sampling) -> Any:
-        """vLLM's sampling parameters of one request; the end of sequence is ours, not the configuration's."""
         return self._vllm.SamplingParams(
             n=request.samples,
             seed=request.seed % 2**62,  # below the 64-bit limit of its generators, sample indices included
@@ -67,7 +66,7 @@ class VllmEngine:
 
 
 def generation_config(folder: Path) -> GenerationConfig:
-    """The generation configuration that a model in `folder` has once it is loaded."""
+    """Return the generation configuration that the model in `folder` has once it is loaded."""
     if (folder / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
     return GenerationConfig.from_model_config(read_config(folder))

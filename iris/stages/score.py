@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from iris.data.rows import read_rows, shard_digest, slices
-from iris.execution.device import find_device
+from iris.execution.device import DTYPES, find_device
 from iris.execution.runner import Context
 from iris.model.logprobs import Policy
 from iris.model.packing import Row, micro_batches, pack
@@ -60,8 +60,10 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 def _scorer(stage: Stage, context: Context) -> Policy:
     device = find_device(context.execution.device)
     policy = context.artifact(stage.one("policy"))
-    model = load_policy(policy, context.store, precision=stage.identity["precision"], device=device)
-    return Policy(model).eval()
+    precision = stage.identity["precision"]
+    # As training loads it, so that the ratio of both begins at 0.
+    model = load_policy(policy, context.store, precision=precision, device=device, trainable=True)
+    return Policy(model, DTYPES[precision]).requires_grad_(False).eval()  # type: ignore[arg-type]
 
 
 def _score(policy: Policy, rows: list[Row], context: Context, advance: Advance) -> np.ndarray:
@@ -72,7 +74,7 @@ def _score(policy: Policy, rows: list[Row], context: Context, advance: Advance) 
     for part in micro_batches([rows[i].tokens for i in order], context.execution.micro_batch_tokens):
         chosen = [order[k] for k in part]
         with torch.inference_mode():
-            logps = policy(pack([rows[i] for i in chosen]).to(device))
+            logps, _ = policy(pack([rows[i] for i in chosen]).to(device))
         result[chosen] = logps.double().cpu().numpy().reshape(len(chosen), -1)
         advance(len(chosen))
     return result

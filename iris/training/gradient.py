@@ -8,6 +8,7 @@ processes' log-probabilities are gathered; otherwise a pass without gradient col
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,7 @@ class Gradient:
         if len(parts) == 1 and (summary := self._at_once(batch, parts[0])):
             return summary
         with torch.no_grad():
-            values = [self.policy(self._packed(part)).view(len(part), -1) for part in parts]
+            values = [self.policy(self._packed(part))[0].view(len(part), -1) for part in parts]
         gathered = self._gather(values, parts)
         start = 0
         shares = self._own(batch.shares(gathered), gathered)
@@ -211,6 +212,9 @@ class _Batch:
         ratios = logps if references is None else logps - references[0]
         name = "logp" if references is None else "ratio"
         result = {f"real_{name}": float(ratios[:, 0].mean())}
+        if references is not None and self.step == 0:
+            tokens = sum(len(column[i]) for column in self.gradient.data.responses for i, _ in pairs)
+            result["start_ratio"] = math.sqrt(float(ratios.square().sum()) / tokens)
         if synthetic := self.gradient.data.synthetic:
             result[f"synthetic_{name}"] = float(ratios[:, 1 : 1 + synthetic].mean())
         if self.objective.alpha is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from iris.errors import UserError, nearest
 from iris.execution import interruption
-from iris.execution.device import check_precision, find_device
+from iris.execution.device import DTYPES, check_precision, find_device
 from iris.execution.interruption import Interrupted
 from iris.execution.progress import Line
 from iris.execution.runner import Context
@@ -31,6 +31,9 @@ from iris.plan import Stage, base_of
 from iris.store import Claim
 from iris.training import batching
 from iris.training.gradient import Gradient, Objective, TrainingSet
+
+# Bound on the ratio of the first step, √(Σ ratio² / Σ tokens) in nats: rounding alone, for batches of other shapes.
+START_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.03}
 
 # It warns at every checkpoint of a model with tied embeddings that it stores them once.
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -58,6 +61,7 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
         run.resume(line)
         while len(run.records) < run.steps:
             run.step(line)
+            _check_start(run.records[0], settings["precision"])
     state = run.state()
     if context.world.main:
         save_policy(model, claim.new, settings["precision"], state)
@@ -73,6 +77,16 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
         results["adapter_of"] = parent.results.get("adapter_of", [parent.manifest["kind"], parent.key])
     results["packed_tokens"] = sum(r["packed_tokens"] for r in run.records)
     return results | {"tokens": results["packed_tokens"] if context.world.main else 0}
+
+
+def _check_start(first: Mapping[str, float], precision: str) -> None:
+    ratio, tolerance = first.get("start_ratio", 0.0), START_TOLERANCE[precision]
+    if not ratio <= tolerance:
+        raise UserError(
+            f"Before its first step this policy gives other log-probabilities than its scores say: {ratio:.3g} nats "
+            f"per √token (root mean square), more than {tolerance}. The scores come from other weights, machines "
+            "or other library versions: remove the score artifacts of this iteration and run again."
+        )
 
 
 class Run:
@@ -93,10 +107,10 @@ class Run:
         self.steps = run_steps(settings, len(data))
         self.work, self.saved = work, time.monotonic()
         self.records: list[dict[str, float]] = []
-        self.accelerator = accelerator(context, settings["precision"])
+        self.accelerator = accelerator(context)
         if context.execution.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        policy = Policy(model)  # type: ignore[arg-type]
+        policy = Policy(model, DTYPES[settings["precision"]])  # type: ignore[arg-type]
         self.policy, self.optimizer = self.accelerator.prepare(policy, _optimizer(policy, settings))
         self.policy.train()
         self.gradient = Gradient(self.policy, self.accelerator, context.world, data, objective)
@@ -197,7 +211,7 @@ class Run:
                 tracker.finish()
 
 
-def accelerator(context: Context, precision: str) -> Accelerator:
+def accelerator(context: Context) -> Accelerator:
     """An Accelerator for the execution settings; one process may run stages of several precisions in turn."""
     AcceleratorState._reset_state()
     execution, cpu = context.execution, find_device(context.execution.device).type == "cpu"
@@ -208,7 +222,7 @@ def accelerator(context: Context, precision: str) -> Accelerator:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     return Accelerator(
         cpu=cpu,
-        mixed_precision="bf16" if precision == "bfloat16" else "no",
+        mixed_precision="no",  # `Policy` sets the precision itself, the same for training and scoring
         fsdp_plugin=plugin,
         log_with=list(execution.tracking) or None,
         project_dir=str(context.folder),

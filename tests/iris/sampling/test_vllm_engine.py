@@ -54,6 +54,7 @@ def test_what_vllm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     vllm = ModuleType("vllm")
     vllm.__dict__.update(LLM=RecordedLLM, SamplingParams=SimpleNamespace, __version__="9.9")
     monkeypatch.setitem(sys.modules, "vllm", vllm)
+    LlamaConfig(max_position_embeddings=32).save_pretrained(tmp_path)
     asked: Any = VllmEngine(tmp_path, [EOS, 5], "float32")
     assert (asked.name, asked.version) == ("vllm", "9.9")
     ended: list[int] = []
