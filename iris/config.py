@@ -119,7 +119,7 @@ class Evaluate:
     include: list[str] = field(default_factory=list)  # folders of local YAML tasks
     limit: int | None = None  # documents per task, for trials
     num_fewshot: int | None = None
-    chat_template: bool = False
+    chat_template: str = "auto"  # auto: the chat template of model.template=chat | true: any model.template | false
 
 
 @dataclass

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from iris import fingerprint
-from iris.config import Data, Experiment, Model, Optimization, Train, at_iteration, parse_size
+from iris.config import Data, Evaluate, Experiment, Model, Optimization, Train, at_iteration, parse_size
 from iris.errors import UserError
 from iris.method import schedules
 from iris.method.registry import needs
 
 TASKS = Path(__file__).parent / "evaluation" / "tasks"
 
-VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 2, "train": 2, "evaluate": 1}
+VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 2, "train": 2, "evaluate": 2}
 # Equal values, equal texts.
 canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, check_circular=False).encode
 _UNSAFE = re.compile(r"[^\w.=-]+")
@@ -151,7 +151,9 @@ class _Builder:
         self.base = known.once(("base", id(model), seed), lambda: known.one(base_stage(model, seed)))
         data_key = ("data", id(data), id(model), self.base)
         self.data = known.once(data_key, lambda: known.one(data_stage(data, model, self.base)))
-        self.evaluation = known.once(("evaluation", id(evaluate), precision), lambda: _evaluation(experiment))
+        self.evaluation = known.once(
+            ("evaluation", id(evaluate), id(model), id(data), precision), lambda: _evaluation(experiment)
+        )
         self.name = f"{self.data.name}-{self.base.name}-s{experiment.seed}"
         self.policies: list[Stage] = []
         self.generates: list[Stage] = []
@@ -365,9 +367,38 @@ def _evaluation(experiment: Experiment) -> dict[str, Any]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"evaluate.include: {folder} is no folder.")
-    return asdict(evaluate) | {
+    identity = asdict(evaluate)
+    del identity["chat_template"]
+    return identity | {
+        "template": evaluation_template(evaluate, experiment.model),
+        "generator": _held_out(experiment.data, evaluate),
         "include": [fingerprint.of_path(folder) for folder in folders],
         "packaged": fingerprint.of_path(TASKS),
         "harness": version("lm-eval"),
         "precision": experiment.train.precision,
     }
+
+
+def evaluation_template(evaluate: Evaluate, model: Model) -> str | None:
+    """Return what is put around each prompt of an evaluation: "chat", a text with {prompt} in it, or None.
+
+    `auto` follows a chat template. A text template is left out unless asked for: the papers' tasks have none.
+    """
+    choice = str(evaluate.chat_template).lower()
+    if choice not in ("auto", "true", "false"):
+        raise UserError(f"evaluate.chat_template={evaluate.chat_template}: choose one of auto, true, false.")
+    wanted = model.template == "chat" if choice == "auto" else choice == "true"
+    return model.template if wanted else None
+
+
+def _held_out(data: Data, evaluate: Evaluate) -> dict[str, Any] | None:
+    """Return the generator of the data's validation and test splits, whatever the size of the training split."""
+    own = [task for task in evaluate.tasks if task in {path.stem for path in TASKS.glob("embedded*.yaml")}]
+    if data.source == "generated":
+        return {key: value for key, value in data.generator.items() if key != "train"}
+    if own:
+        raise UserError(
+            f"evaluate.tasks: '{own[0]}' holds problems that data.source=generated keeps out of training, and this "
+            "experiment has other data. Name tasks that suit them."
+        )
+    return None

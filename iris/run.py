@@ -122,13 +122,13 @@ def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:
         return
     if context.world.main:
         context.store.prepare()
-    from iris.evaluation import harness
+    from iris.evaluation.catalog import select
     from iris.execution.device import check_precision, find_device
     from iris.training import loop
 
     check_precision(config.train.precision, find_device(config.execution.device))
     loop.check_trackers(config.execution.tracking)
-    harness.check_tasks(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
+    select(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
     log.info("%d of %d stages are missing", len(missing), len(chain.stages))
 
 

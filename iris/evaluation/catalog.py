@@ -1,15 +1,19 @@
-"""Which evaluation tasks exist and where: names are looked up in YAML files, without importing lm-eval.
+"""Find evaluation tasks by name, without importing lm-eval.
 
-lm-eval's own index parses 14,000 files in half a minute; finding the few lines that give names takes a second.
+lm-eval's own index parses 14,000 files in half a minute. Here the lines that give names are found once per version of
+lm-eval and kept in the user's cache folder.
 """
 
+import contextlib
 import functools
 import importlib.util
+import json
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,10 @@ import yaml
 
 from iris.errors import UserError, nearest
 from iris.evaluation import requirements
+from iris.files import write_atomic
 
 PACKAGED = Path(__file__).parent / "tasks"
-# A top-level key that names something, its value, and the list items below it.
+# A top-level key that names a task, a group or a tag, its value, and the list items below it.
 _NAMING = re.compile(
     rb"""^["']?(task|group|tag)["']?[ \t]*:[ \t]*(.*?)[ \t]*$((?:\r?\n[ \t]*-[^\n]*)*)""", re.MULTILINE
 )
@@ -27,7 +32,7 @@ _NAMING = re.compile(
 
 @dataclass(frozen=True)
 class Definition:
-    """A task or a group of tasks: its YAML file with what that includes merged in."""
+    """A task or a group of tasks: its YAML file with the files it includes merged in."""
 
     name: str
     path: Path
@@ -36,34 +41,31 @@ class Definition:
 
 @dataclass
 class Selection:
-    """The folders whose YAML files define the selected tasks: lm-eval needs to index no others."""
+    """The selected tasks, and the folders of lm-eval that define them: it needs to index no others."""
 
-    harness: set[Path] = field(default_factory=set)  # those of lm-eval itself
+    harness: set[Path] = field(default_factory=set)
     tasks: list[Definition] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads lm-eval's YAML; `!function module.name` stays a text."""
+    """Loader of lm-eval's YAML that leaves `!function module.name` as text."""
 
 
 _Loader.add_constructor("!function", lambda _, node: f"!function {node.value}")
 
 
-def known_tasks(include: Sequence[Path] = ()) -> list[str]:
-    """Every name that `select` finds: tasks, groups and tags."""
-    return sorted({*_definitions([PACKAGED, *include]), *_harness_names()})
-
-
-def check_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> None:
-    """Raise UserError unless every task is defined, its local data are there and what it needs is installed."""
-    select(names, include)
-
-
 def select(names: Sequence[str], include: Sequence[Path] = ()) -> Selection:
-    """Find tasks, groups and tags by name, and all that they lead to. Raises UserError as `check_tasks` says."""
+    """Find tasks, groups and tags by name, with all their members.
+
+    Raises UserError unless every task is defined, its local data exist and what it needs is installed.
+    """
     if not names:
-        raise UserError("No evaluation task is named: list at least one, such as gsm8k, or a group such as papers.")
+        raise UserError(
+            "evaluate.tasks is empty: name tasks or groups of lm-eval that suit your data, such as "
+            "evaluate.tasks=[gsm8k], your own YAML tasks with evaluate.include=[FOLDER], or the papers' ten tasks with "
+            "evaluate=papers."
+        )
     selection, local = Selection(), _definitions([PACKAGED, *include])
     for name in names:
         _add(selection, name, local, "")
@@ -79,33 +81,24 @@ def _add(selection: Selection, name: str, local: Mapping[str, list[Definition]],
     if name in selection.seen:
         return
     selection.seen.add(name)
-    if name in local:
-        for definition in local[name]:
-            _follow(selection, definition, local)
-    elif name in _harness_names():
-        for path in {path: None for _, path in _harness_names()[name]}:
-            selection.harness.add(path.parent)
-            config = read(path)
-            _follow(selection, Definition(config.get("group") or config.get("task") or name, path, config), local)
-    else:
-        known = {*local, *_harness_names()}
+    found = local.get(name) or [_harness_definition(name, file) for file in _harness_names().get(name, ())]
+    if not found:
         raise UserError(
-            f"There is no evaluation task '{name}'{origin}.{nearest(name, known)} Name a task of lm-eval, one of this "
-            f"package ({', '.join(sorted(_definitions([PACKAGED])))}) or one of a folder in evaluate.include."
+            f"There is no evaluation task '{name}'{origin}.{nearest(name, {*local, *_harness_names()})} Name a task of "
+            f"lm-eval, one of this package ({', '.join(sorted(_definitions([PACKAGED])))}) or one of a folder in "
+            "evaluate.include."
         )
-
-
-def _follow(selection: Selection, definition: Definition, local: Mapping[str, list[Definition]]) -> None:
-    if "group" not in definition.config:
-        selection.tasks.append(definition)
-        return
-    origin = f", which the group '{definition.name}' in {definition.path} names"
-    for member in _members(definition.config):
-        _add(selection, member, local, origin)
+    for definition in found:
+        if name not in local:
+            selection.harness.add(definition.path.parent)
+        if "group" not in definition.config:
+            selection.tasks.append(definition)
+        for member in _members(definition.config) if "group" in definition.config else ():
+            _add(selection, member, local, f", which the group '{definition.name}' in {definition.path} names")
 
 
 def _members(group: Mapping[str, Any]) -> Iterable[str]:
-    """The names a group leads to; a task or a group defined in place leads to what is in it."""
+    """Yield the names that a group leads to, those inside tasks and groups defined in place included."""
     tasks = group.get("task") or []
     for item in [tasks] if isinstance(tasks, str) else tasks:
         if isinstance(item, str):
@@ -116,6 +109,9 @@ def _members(group: Mapping[str, Any]) -> Iterable[str]:
             yield item.get("group") or item["task"]
 
 
+# --- lm-eval's own tasks
+
+
 @functools.cache
 def _harness_folder() -> Path:
     spec = importlib.util.find_spec("lm_eval")
@@ -123,29 +119,51 @@ def _harness_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "tasks"
 
 
+def _harness_definition(name: str, file: str) -> Definition:
+    path = _harness_folder() / file
+    config = read(path)
+    return Definition(config.get("group") or config.get("task") or name, path, config)
+
+
 @functools.cache
-def _harness_names() -> dict[str, list[tuple[str, Path]]]:
-    """Every name that lm-eval's own files define, with (task | group | tag, file)."""
-    names = defaultdict(list)
-    for folder, _, files in os.walk(_harness_folder()):
-        for file in files:
+def _harness_names() -> dict[str, list[str]]:
+    """Return the files (relative to lm-eval's tasks) that define each name, cached per version of lm-eval."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    cached = caches / "iris-selfplay" / f"lm-eval-{version('lm-eval')}.json"
+    with contextlib.suppress(OSError, ValueError):
+        known: dict[str, list[str]] = json.loads(cached.read_text())
+        return known
+    names = _scan(_harness_folder())
+    with contextlib.suppress(OSError):  # without the cache the next process scans again
+        write_atomic(cached, json.dumps(names))
+    return names
+
+
+def _scan(root: Path) -> dict[str, list[str]]:
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    for folder, _, files in os.walk(root):
+        for file in sorted(files):
             if file.endswith(".yaml") or "." not in file:  # included templates have no suffix
-                for kind, name in _named(Path(folder, file).read_bytes()):
-                    names[name].append((kind, Path(folder, file)))
-    return dict(names)
+                path = Path(folder, file)
+                for name in _named(path.read_bytes()):
+                    names[name][path.relative_to(root).as_posix()] = None
+    return {name: list(paths) for name, paths in names.items()}
 
 
-def _named(text: bytes) -> Iterable[tuple[str, str]]:
+def _named(text: bytes) -> Iterable[str]:
     for kind, value, items in _NAMING.findall(text):
         values = [value.strip(b"[]")] if value else items.strip().splitlines() if kind == b"tag" else []
         for part in b",".join(values).split(b","):
             name = re.split(rb"\s+#", part.strip().removeprefix(b"-").strip())[0].strip(b"\"' ").decode()
             if name:
-                yield kind.decode(), name
+                yield name
+
+
+# --- YAML files of this package and of evaluate.include
 
 
 def _definitions(folders: Iterable[Path]) -> dict[str, list[Definition]]:
-    """Tasks, groups and tags of all YAML files below some folders. Raises UserError for one that cannot be read."""
+    """Return tasks, groups and tags of all YAML files below some folders. Raises UserError for unreadable ones."""
     found: dict[str, list[Definition]] = {}
     tags: dict[str, list[Definition]] = defaultdict(list)
     for folder in folders:
@@ -171,7 +189,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML file with the files it includes merged in, its own keys first. Raises UserError if it cannot be read."""
+    """Return a YAML file with the files it includes merged in, its own keys first. Raises UserError if unreadable."""
     try:
         with path.open("rb") as file:
             config = yaml.load(file, _Loader)
@@ -186,7 +204,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def data_files(config: Mapping[str, Any], folder: Path) -> Any:
-    """The data files a task names, each relative path taken from `folder`; addresses stay as they are."""
+    """Return the data files that a task names, relative paths taken from `folder`; addresses stay as they are."""
     return _located((config.get("dataset_kwargs") or {}).get("data_files"), folder)
 
 
@@ -207,6 +225,6 @@ def _check_data(definition: Definition, folders: Sequence[Path]) -> None:
             raise UserError(f"{where}, which does not exist. Relative data_files are taken from the task's folder.")
         if not any(Path(os.path.normpath(file)).is_relative_to(folder.absolute()) for folder in folders):
             raise UserError(
-                f"{where}, which lies outside the folders of evaluate.include: scores would not be worked out again "
-                "when it changes. Put it there, or add its folder."
+                f"{where}, which is outside the folders of evaluate.include: a change of it would not be noticed. Move "
+                "it there, or add its folder."
             )

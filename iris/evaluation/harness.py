@@ -5,16 +5,18 @@ import copy
 import io
 import logging
 import random
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iris.data.contamination import prompt_hash
 from iris.errors import UserError
-from iris.evaluation.catalog import check_tasks, known_tasks, select
+from iris.evaluation.catalog import select
 from iris.evaluation.subset import check_share, restrict
 from iris.execution.progress import Progress
 from iris.execution.world import World
@@ -24,15 +26,13 @@ if TYPE_CHECKING:
 
     from iris.sampling.engine import Engine
 
-__all__ = ["Scores", "check_tasks", "evaluate", "known_tasks", "prompt_hashes"]
-
 # Resamplings for the standard error of a metric that is no mean.
 _BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found. Every value can be written as JSON."""
+    """Result of an evaluation; every value can be written as JSON."""
 
     tasks: dict[str, dict[str, float]]  # task or group → "metric,filter" or "metric_stderr,filter" → value
     main: dict[str, tuple[str, float, float | None]]  # benchmark → its main metric, value, standard error
@@ -41,9 +41,9 @@ class Scores:
     versions: dict[str, Any]  # lm-eval's version; of each task the version, number of examples and of documents
     truncated: int  # requests whose prompt lost its beginning because it was longer than the model's context
     tokens: int  # tokens that this process has fed and sampled
-    warnings: list[str]  # what lm-eval warned of, each once
-    answers: dict[str, Any]  # of every request (`iris.evaluation.subset.request_keys`) what the model answered
-    reused: int  # how many of them were known before
+    warnings: list[str]  # lm-eval's warnings, each once
+    answers: dict[str, Any]  # request (`iris.evaluation.subset.request_keys`) → the model's answer
+    reused: int  # requests whose answer was given in advance
 
 
 def evaluate(
@@ -54,12 +54,13 @@ def evaluate(
     include: Sequence[Path] = (),
     limit: int | None = None,
     num_fewshot: int | None = None,
-    chat_template: bool = False,
+    template: str | None = None,
+    generator: Mapping[str, Any] | None = None,
     share: float | None = None,
     answers: Mapping[str, Any] | None = None,
     micro_batch_tokens: int = 16384,
-    max_new_tokens: int | None = None,
     engine: "Engine | None" = None,
+    slots: int = 64,
     seed: int = 0,
     world: World | None = None,
     progress: Progress | None = None,
@@ -67,23 +68,25 @@ def evaluate(
     """Score `model` on lm-eval tasks, groups or tags: lm-eval's own, the group `papers`, or those of `include` folders.
 
     `limit` takes the first documents of every (sub)task; `num_fewshot` replaces the number of examples of tasks that
-    have any; `max_new_tokens` bounds what a task may ask for. Responses come from `engine`, by default the slot engine.
-    With several processes each must hold the whole model; all of them get the same scores. Seed 0 draws the few-shot
-    examples of lm-eval's command line. The model, its tokenizer and all random states are as before afterwards.
+    have any. `template` is put around each prompt: "chat" (the tokenizer's) or a text with {prompt} in it. `generator`
+    is the experiment's, whose held-out splits the tasks `embedded…` evaluate. Responses come from `engine`, by default
+    the slot engine. With several processes each must hold the whole model; all get the same scores. Seed 0 draws the
+    few-shot examples of lm-eval's command line. The model and all random states are as before afterwards.
 
-    Raises UserError for an unknown task, data that cannot be had, a task without its main metric, or a model whose
-    context is too short.
+    Raises UserError for an unknown task, missing data, a task without its main metric, or a too short context.
     """
-    _check(tokenizer, limit, num_fewshot, chat_template)
+    _check(tokenizer, limit, num_fewshot, template)
     check_share(share)
     selection, names = select(tasks, include), list(dict.fromkeys(tasks))
     from lm_eval.evaluator import evaluate as run
 
     from iris.evaluation.lm import PolicyLM
     from iris.evaluation.task_manager import Tasks
+    from iris.model.text import eos_token_ids
+    from iris.sampling.slots import SlotEngine
 
-    with _restored(model), _quiet() as warnings, tempfile.TemporaryDirectory() as cache:
-        manager = Tasks(selection, include, seed, Path(cache))
+    with _restored(model), _quiet() as log, tempfile.TemporaryDirectory() as cache:
+        manager = Tasks(selection, include, seed, Path(cache), generator)
         loaded = manager.build(names, num_fewshot)
         if share is not None:
             for task in loaded["tasks"].values():
@@ -91,28 +94,29 @@ def evaluate(
         lm = PolicyLM(
             model,
             copy.deepcopy(tokenizer),  # HFLM may give it a padding token
-            engine or _slots(model, tokenizer),
+            engine or SlotEngine(model, eos_token_ids(model.generation_config, tokenizer), slots),
+            template=template,
             micro_batch_tokens=micro_batch_tokens,
-            max_new_tokens=max_new_tokens,
             seed=seed,
             world=world or World(),
             progress=progress or Progress(quiet=True),
             answers=answers,
         )
-        warnings.clear()  # what is said about loading is an error by now, or of no interest
+        log.buffer.clear()  # problems of loading have raised an error by now
         found = run(
             lm,
             loaded,
             limit=limit,
             bootstrap_iters=_BOOTSTRAP,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
+            apply_chat_template=template is not None,
+            fewshot_as_multiturn=template == "chat",
         )
+        warnings = list(dict.fromkeys(record.getMessage() for record in log.buffer))
         return _scores(found, loaded, manager.expand(names), lm, limit, share, warnings)
 
 
 def prompt_hashes(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Of each document the hashes (`iris.data.contamination.prompt_hash`) of its question and of every text field."""
+    """Return for each document the hashes (`iris.data.contamination.prompt_hash`) of its question and text fields."""
     return [
         sorted({prompt_hash(text) for text in (sample["text"], *_texts(sample["doc"])) if text.strip()})
         for sample in samples
@@ -123,22 +127,18 @@ def _texts(document: Any) -> Iterable[str]:
     return (value for value in document.values() if isinstance(value, str)) if isinstance(document, dict) else ()
 
 
-def _check(tokenizer: Any, limit: int | None, num_fewshot: int | None, chat_template: bool) -> None:
+def _check(tokenizer: Any, limit: int | None, num_fewshot: int | None, template: str | None) -> None:
     if limit is not None and limit < 1:
         raise UserError(f"evaluate.limit={limit}: give 1 or more documents, or null for all of them.")
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(
             f"evaluate.num_fewshot={num_fewshot}: give 0 or more examples, or null for each task's own number."
         )
-    if chat_template and not tokenizer.chat_template:
-        raise UserError("evaluate.chat_template=true, but the model's tokenizer has no chat template: set it to false.")
-
-
-def _slots(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "Engine":
-    from iris.model.text import eos_token_ids
-    from iris.sampling.slots import SlotEngine
-
-    return SlotEngine(model, eos_token_ids(model.generation_config, tokenizer))
+    if template == "chat" and not tokenizer.chat_template:
+        raise UserError(
+            "The evaluation is to use the chat template, but the model's tokenizer has no chat template: set "
+            "evaluate.chat_template=false."
+        )
 
 
 def _scores(
@@ -164,7 +164,7 @@ def _scores(
         versions={"lm_eval": version("lm-eval"), "tasks": _versions(found)},
         truncated=sum(lm.world.gather(lm.truncated)),
         tokens=lm.tokens,
-        warnings=list(dict.fromkeys(warnings)),
+        warnings=warnings,
         answers=lm.answers,
         reused=lm.reused,
     )
@@ -183,7 +183,7 @@ def _versions(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _restored(model: "PreTrainedModel") -> Iterator[None]:
-    """Training mode and the global random states as they were before the block (lm-eval sets them)."""
+    """Restore training mode and the global random states (lm-eval sets them) after a block."""
     import numpy as np
 
     training = [module for module in model.modules() if module.training]
@@ -197,24 +197,16 @@ def _restored(model: "PreTrainedModel") -> Iterator[None]:
             module.training = True
 
 
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[list[str]]:
-    """Nothing of lm-eval and datasets on the terminal; lm-eval's warnings in the list. Data sets leave no caches."""
+def _quiet() -> Iterator[MemoryHandler]:
+    """Keep lm-eval and datasets off the terminal, collect lm-eval's warnings, and let data sets leave no caches."""
     import datasets
     from lm_eval.api import task
 
-    logger, collector = logging.getLogger("lm_eval"), _Collector()
+    logger, collector = logging.getLogger("lm_eval"), MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
     before = logger.propagate, logger.level, logger.handlers
     bars, caching, tqdm = datasets.are_progress_bars_disabled(), datasets.is_caching_enabled(), task.tqdm
+    collector.setLevel(logging.WARNING)
     logger.propagate, logger.handlers = False, [collector]
     logger.setLevel(logging.WARNING)
     datasets.disable_progress_bars()
@@ -222,12 +214,12 @@ def _quiet() -> Iterator[list[str]]:
     task.tqdm = lambda items, **_: items
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            yield collector.messages
+            yield collector
     finally:
         task.tqdm = tqdm
         if caching:
             datasets.enable_caching()
         if not bars:
             datasets.enable_progress_bars()
-        logger.propagate, level, logger.handlers = before[0], before[1], before[2]
+        logger.propagate, level, logger.handlers = before
         logger.setLevel(level)

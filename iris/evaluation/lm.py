@@ -1,8 +1,8 @@
-"""The model as lm-eval sees it: likelihoods from packed micro-batches, responses from the rollout engine.
+"""lm-eval's interface to a policy: likelihoods from packed micro-batches, responses from the rollout engine.
 
-HFLM tokenizes, applies the chat template and knows the context length. Every process holds the whole model, sees all
-requests and answers its share; the answers are exchanged, so that each process goes on with all of them. lm-eval's own
-splitting of documents would give every process other few-shot examples.
+HFLM tokenizes and applies the chat template. Every process holds the whole model, sees all requests and answers its
+share; the answers are exchanged, so that all continue with the same. lm-eval's own splitting of documents would give
+every process other few-shot examples.
 """
 
 import hashlib
@@ -21,18 +21,19 @@ from iris.errors import UserError
 from iris.evaluation.subset import request_keys
 from iris.execution.progress import Progress
 from iris.execution.world import World
+from iris.model.architecture import context_length
 from iris.model.logprobs import Policy
 from iris.model.packing import Row, micro_batches, pack
-from iris.sampling.engine import Engine, Request, Sampling
+from iris.sampling.engine import Engine, Request, Sampling, quiet
 
-# A response is looked at for stop strings when it has reached this many tokens, then twice as many, and so on.
-_FIRST_LOOK = 128
+# Responses are searched for stop strings when they have reached this many tokens, then twice as many, and so on.
+_FIRST_CHECK = 128
 _SETTINGS = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}
 
 
 @dataclass
 class _Job:
-    """A prompt to continue, and its response as far as it is written."""
+    """A prompt and its response so far."""
 
     prompt: list[int]
     until: list[str]
@@ -44,18 +45,18 @@ class _Job:
 
     @property
     def next(self) -> Sampling:
-        """How to sample up to the next look for stop strings."""
+        """Sampling up to the next search for stop strings."""
         written = len(self.response)
         rest = self.sampling.max_new_tokens - written
-        tokens = min(rest, max(_FIRST_LOOK, written)) if self.until else rest
+        tokens = min(rest, max(_FIRST_CHECK, written)) if self.until else rest
         return Sampling(self.sampling.temperature, self.sampling.top_p, tokens)
 
 
 class PolicyLM(HFLM):  # type: ignore[misc]
-    """`model`, which must lie in memory as a whole, behind lm-eval's three kinds of request.
+    """A model in memory as a whole, behind lm-eval's three kinds of request.
 
     `tokens` counts what this process has fed and sampled; `truncated` its requests whose prompt lost its beginning
-    because it was longer than the model's context. What `answers` knows is not asked again; it grows by what is.
+    because it was longer than the model's context. Requests in `answers` are not computed again; others are added.
     """
 
     def __init__(
@@ -64,31 +65,45 @@ class PolicyLM(HFLM):  # type: ignore[misc]
         tokenizer: PreTrainedTokenizerBase,
         engine: Engine,
         *,
+        template: str | None = None,
         micro_batch_tokens: int,
-        max_new_tokens: int | None,
         seed: int,
         world: World,
         progress: Progress,
         answers: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=64)
-        self.engine, self.micro_batch_tokens, self.max_new_tokens = engine, micro_batch_tokens, max_new_tokens
+        length = context_length(model.config)
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=64, max_length=length)
+        self.engine, self.template, self.micro_batch_tokens = engine, template, micro_batch_tokens
         self.seed, self.world, self.progress = seed, world, progress
         self.tokens = self.truncated = self.reused = 0
         self.answers = dict(answers or {})
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a conversation in the chat template, or its messages, joined by blank lines, in the text template."""
+        if self.template in (None, "chat"):
+            return str(super().apply_chat_template(chat_history, add_generation_prompt))
+        texts = [message["content"] for message in chat_history]
+        answer = "" if add_generation_prompt else texts.pop()  # the beginning of a response, which a task may give
+        return self.template.replace("{prompt}", "\n\n".join(texts)) + answer
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """Return token ids; a chat template has written its control tokens itself, as in training."""
+        special = False if self.template == "chat" else add_special_tokens
+        return list(super().tok_encode(string, add_special_tokens=special, **options))
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-        """(log π(continuation | context) in nats, whether it is the greedy one) of every request."""
+        """Return (log π(continuation | context) in nats, whether it is the greedy one) of every request."""
         return self._answer("likelihoods", requests, requests, partial(super().loglikelihood, disable_tqdm=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-        """log π(text) in nats of every request."""
+        """Return log π(text) in nats of every request."""
         return self._answer(
             "likelihoods", requests, requests, partial(super().loglikelihood_rolling, disable_tqdm=True)
         )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-        """The response to every request, cut before the first of its stop strings."""
+        """Return the response to every request, cut before the first of its stop strings."""
         repeats: Counter[tuple[str, int]] = Counter()
         work = []
         for request in requests:
@@ -100,7 +115,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
     def _answer(
         self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
     ) -> list[Any]:
-        """The answers to all requests, known ones included; `work` is what each comes to."""
+        """Return the answers to all requests, given ones included; `answer` takes items of `work`, one per request."""
         keys = request_keys(requests)
         new = [index for index, key in enumerate(keys) if key not in self.answers]
         found = self._share(label, [requests[i] for i in new], [work[i] for i in new], answer)
@@ -111,7 +126,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
     def _share(
         self, label: str, requests: Sequence[Any], work: Sequence[Any], answer: Callable[[list[Any]], list[Any]]
     ) -> list[Any]:
-        """The answers to all requests, of which this process works out its share; `work` is what each comes to."""
+        """Return the answers to all requests after computing this process's share and exchanging it."""
         size, documents = self.world.size, dict[tuple[str, int], int]()
         # All requests of a document go to one process: they have the context in common.
         owners = [documents.setdefault((r.task_name, r.doc_id), len(documents)) % size for r in requests]
@@ -123,7 +138,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
             except Exception as error:
                 if size == 1:
                     raise
-                failure = error  # raised below: the others are waiting for this process
+                failure = error  # raised below: the other processes wait for this one
         parts = self.world.gather((failure and f"{type(failure).__name__}: {failure}", own))
         for process, (failed, _) in enumerate(parts):
             if failed:
@@ -132,7 +147,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
         return [next(answers[owner]) for owner in owners]
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[Any]:
-        """As HFLM's, but each context is computed once for all of its continuations, without padding."""
+        """Return what HFLM's method does, with each context computed once for all its continuations, unpadded."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, (_, context, continuation) in enumerate(requests):
             groups[self._context(context, continuation)].append(index)
@@ -153,7 +168,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
         return answers
 
     def _context(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[int, ...]:
-        """The context as far back as the model's goes; the last token of a continuation is only predicted, not fed."""
+        # The last token of a continuation is only predicted, not fed.
         room = self.max_length + 1 - len(continuation)
         if room < 1 or not continuation:
             raise UserError(
@@ -167,10 +182,9 @@ class PolicyLM(HFLM):  # type: ignore[misc]
         return list(prompt[-room:])
 
     def _settings(self, request: Any) -> tuple[list[str], Sampling]:
-        """Stop strings and sampling that a task asks for."""
+        """Return the stop strings and the sampling of a request's task."""
         kwargs = normalize_gen_kwargs(request.args[1], self.max_gen_toks)
-        tokens = min(kwargs["max_gen_toks"], self.max_new_tokens or kwargs["max_gen_toks"])
-        temperature = float(kwargs.get("temperature", 0.0))
+        tokens, temperature = kwargs["max_gen_toks"], float(kwargs.get("temperature", 0.0))
         where = f"generation_kwargs of the evaluation task '{request.task_name}'"
         if unknown := set(kwargs) - _SETTINGS:
             raise UserError(f"The {where} hold {', '.join(sorted(unknown))}; only {', '.join(sorted(_SETTINGS))} work.")
@@ -179,29 +193,27 @@ class PolicyLM(HFLM):  # type: ignore[misc]
         if tokens >= self.max_length:
             raise UserError(
                 f"The {where} ask for {tokens} new tokens, which leaves no room for the prompt in the model's context "
-                f"of {self.max_length}. Leave the task out, or limit the new tokens of evaluation."
+                f"of {self.max_length}. Leave the task out, or lower its max_gen_toks."
             )
         return [stop for stop in kwargs["until"] if stop], Sampling(temperature, kwargs.get("top_p", 1.0), tokens)
 
     def _generate(self, work: Sequence[tuple[str, list[str], Sampling, int]]) -> list[str]:
-        jobs = [self._job(*item) for item in work]
-        looks = 0
+        jobs = [
+            _Job(self._cut(self.tok_encode(context), self.max_length - sampling.max_new_tokens), until, sampling, seed)
+            for context, until, sampling, seed in work
+        ]
+        progress: Callable[[int], None] = self._line.advance
         while unfinished := [job for job in jobs if not job.done]:
             groups: dict[Sampling, list[_Job]] = defaultdict(list)
             for job in unfinished:
                 groups[job.next].append(job)
             for sampling, group in groups.items():
-                self._continue(group, sampling, (lambda _: None) if looks else self._line.advance)
-            looks += 1
+                self._continue(group, sampling, progress)
+            progress = quiet
         return [job.text for job in jobs]
 
-    def _job(self, context: str, until: list[str], sampling: Sampling, seed: int) -> _Job:
-        return _Job(
-            self._cut(self.tok_encode(context), self.max_length - sampling.max_new_tokens), until, sampling, seed
-        )
-
     def _continue(self, jobs: Sequence[_Job], sampling: Sampling, progress: Callable[[int], None]) -> None:
-        """Write each response up to its end, its limit or the next look for stop strings."""
+        """Sample each response up to its end, its limit or the next search for stop strings."""
         requests = [Request(job.prompt + job.response, job.seed + len(job.response)) for job in jobs]
         for job, (rollout,) in zip(jobs, self.engine.generate(requests, sampling, progress), strict=True):
             self.tokens += len(job.prompt) + len(job.response) + len(rollout.tokens)
@@ -213,5 +225,5 @@ class PolicyLM(HFLM):  # type: ignore[misc]
 
 
 def _seed(seed: int, task: str, document: int, repeat: int) -> int:
-    """The seed of one response: a function of what it answers, so that limits and other tasks do not change it."""
+    """Return the seed of one response, which depends on no limit and no other task."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{task}/{document}/{repeat}".encode()).digest()[:7])

@@ -1,4 +1,4 @@
-"""What evaluation tasks need beyond lm-eval, checked early: lm-eval itself fails late or scores wrongly."""
+"""Check early what evaluation tasks need beyond lm-eval, which fails late or scores wrongly."""
 
 import importlib.util
 import os
@@ -43,7 +43,7 @@ def _check_sentences(folder: str) -> None:
     except LookupError as error:
         raise UserError(
             f"lm-eval's {folder} tasks need nltk's sentence tokenizer 'punkt_tab', which is not here. Fetch it once, "
-            "where there is a network: python -m nltk.downloader punkt_tab (NLTK_DATA names the folder it lies in)."
+            "where there is a network: python -m nltk.downloader punkt_tab (NLTK_DATA names its folder)."
         ) from error
 
 
@@ -57,7 +57,7 @@ def check_task(name: str, config: Mapping[str, Any]) -> None:
 
 
 def no_data(name: str, config: Mapping[str, Any], reason: str) -> str:
-    """The message for a task whose data set cannot be had from the hub."""
+    """Return the message for a task whose data set is neither cached nor available on the hub."""
     path, part = config.get("dataset_path"), config.get("dataset_name")
     return (
         f"The evaluation task '{name}' needs the data set '{path}'{f' ({part})' if part else ''}, which no cache holds "
@@ -74,7 +74,7 @@ def _offline() -> bool:
 
 
 def _places(path: str) -> list[Path]:
-    """Where a data set lies if it is here: as a folder, in the hub's cache or in the one of datasets."""
+    """Return where a local copy of a data set may be: a folder, the hub's cache or that of datasets."""
     from huggingface_hub import constants
 
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets"))

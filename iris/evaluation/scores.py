@@ -1,4 +1,4 @@
-"""From lm-eval's results to scores: one main metric a benchmark, one record a document, nothing missing unnoticed."""
+"""Turn lm-eval's results into scores: one main metric a benchmark, one record a document."""
 
 import json
 import math
@@ -15,12 +15,12 @@ Main = tuple[str, float, float | None]
 
 
 def metrics(results: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one task or group: "metric,filter" and, where there is one, "metric_stderr,filter"."""
+    """Return the numbers of one task or group: "metric,filter" and, where there is one, "metric_stderr,filter"."""
     return {key: float(value) for key, value in results.items() if "," in key and isinstance(value, int | float)}
 
 
 def benchmarks(loaded: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
-    """What the average is taken over: the named tasks, and of a group without a score of its own its members."""
+    """Return the items of the average: the named tasks and groups, and the members of groups without a score."""
     found = []
     for name in names:
         group = loaded["groups"].get(name)
@@ -32,10 +32,10 @@ def benchmarks(loaded: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
 
 
 def main_metric(item: Any, results: Mapping[str, Mapping[str, Any]]) -> Main:
-    """The metric to report for a task or a group, its value and standard error.
+    """Return the metric to report for a task or a group, its value and standard error.
 
-    Of a task: the accuracy normalised by length (acc_norm) where it has one, otherwise its first metric; under its
-    first filter. Of a group: lm-eval's aggregate of the main metric of its tasks, or the mean of its members' values.
+    For a task: the accuracy normalised by length (acc_norm) where it has one, otherwise its first metric, under its
+    first filter. For a group: lm-eval's aggregate of its tasks' main metric, or the mean of its members' values.
     """
     if not isinstance(item, Group):
         return _reported(item.task_name, _main_key(item), results)
@@ -71,7 +71,7 @@ def _reported(name: str, key: str, results: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def check_counts(counts: Mapping[str, Mapping[str, int]], limit: int | None, share: float | None = None) -> None:
-    """Raise unless every document (of the share) was scored. `counts`: task → {"original", "effective"}."""
+    """Raise UserError unless every document (of the share) was scored; counts: task → {"original", "effective"}."""
     for name, count in counts.items():
         documents = min(count["original"], limit or count["original"])
         expected = documents if share is None else len(chosen(name, documents, share))
@@ -80,7 +80,7 @@ def check_counts(counts: Mapping[str, Mapping[str, int]], limit: int | None, sha
 
 
 def records(task: Any, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One record per document, in order, from lm-eval's one per document and filter; plain JSON values throughout."""
+    """Return one record per document, in order and as JSON values, from lm-eval's one per document and filter."""
     merged: dict[int, dict[str, Any]] = {}
     for sample in samples:
         record = merged.setdefault(sample["doc_id"], _record(task, sample))

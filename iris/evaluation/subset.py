@@ -1,4 +1,4 @@
-"""A fixed share of an evaluation's documents, and answers that a later, whole evaluation need not ask for again."""
+"""Evaluate a fixed share of the documents, and reuse its answers in the whole evaluation."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from iris.errors import UserError
 
 
 def chosen(task: str, documents: int, share: float) -> list[int]:
-    """The indices of a task's documents that a share takes, ascending: a larger share takes all of a smaller one."""
+    """Return the indices of a share of a task's documents, ascending; a larger share contains a smaller one."""
     order = sorted(range(documents), key=lambda index: hashlib.sha256(f"{task}/{index}".encode()).digest())
     return sorted(order[: math.ceil(share * documents)])
 
@@ -23,12 +23,12 @@ def check_share(share: float | None) -> None:
 
 
 def restrict(task: Any, share: float, limit: int | None) -> None:
-    """Let lm-eval's task ask only for its chosen documents, each with the prompt that the whole evaluation gives it."""
+    """Restrict lm-eval's task to its chosen documents, each with the prompt it has in the whole evaluation."""
     build, documents = task.build_all_requests, task.eval_docs
     indices = chosen(task.task_name, min(limit or len(documents), len(documents)), share)
 
     def build_chosen(**settings: Any) -> None:
-        build(**settings)  # of all documents: examples are drawn at random one document after the other
+        build(**settings)  # for all documents: random examples are drawn one document after the other
         wanted = set(indices)
         task._instances = [instance for instance in task.instances if instance.doc_id in wanted]
         task.doc_iterator = lambda **_: ((index, documents[index]) for index in indices)
@@ -37,7 +37,7 @@ def restrict(task: Any, share: float, limit: int | None) -> None:
 
 
 def request_keys(requests: Sequence[Any]) -> list[str]:
-    """Of each lm-eval request a digest of all that its answer depends on, apart from the model and how it is asked."""
+    """Return for each lm-eval request a digest of what its answer depends on besides model and template."""
     places: Counter[tuple[str, int]] = Counter()
     keys = []
     for request in requests:
@@ -49,5 +49,5 @@ def request_keys(requests: Sequence[Any]) -> list[str]:
 
 
 def from_json(answers: dict[str, Any]) -> dict[str, Any]:
-    """Answers as lm-eval expects them, after a way through JSON."""
+    """Return answers read from JSON as lm-eval expects them."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in answers.items()}

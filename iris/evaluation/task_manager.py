@@ -1,4 +1,4 @@
-"""lm-eval's task objects for a selection of names: local data found, randomness fixed, errors that name the task."""
+"""lm-eval's task manager for selected tasks: local data found, randomness fixed, errors that name the task."""
 
 import functools
 import random
@@ -11,7 +11,6 @@ from lm_eval.api import metrics  # noqa: F401 (fills the registry)
 from lm_eval.api.registry import metric_registry
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
-from lm_eval.tasks._index import Kind
 
 from iris.errors import UserError, nearest
 from iris.evaluation.catalog import PACKAGED, Selection, data_files
@@ -22,15 +21,25 @@ FEWSHOT_SEED = 1234
 
 
 class Tasks(TaskManager):  # type: ignore[misc]
-    """lm-eval's task manager over the folders of a selection; `cache` takes what reading local data files leaves."""
+    """lm-eval's task manager over the folders of a selection.
 
-    def __init__(self, selection: Selection, include: Sequence[Path], seed: int, cache: Path) -> None:
+    `cache` is where `datasets` prepares local data files; `generator` the experiment's, for the tasks `embedded…`.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        include: Sequence[Path],
+        seed: int,
+        cache: Path,
+        generator: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(include_path=[*sorted(selection.harness), PACKAGED, *include], include_defaults=False)
-        self._factory = _Factory(seed, cache)
+        self._factory = _Factory(seed, cache, generator)
         self.seed = seed
 
     def build(self, names: Sequence[str], num_fewshot: int | None) -> dict[str, Any]:
-        """lm-eval's {"tasks", "groups", "group_map"} for some names. Raises UserError that names the task."""
+        """Return lm-eval's {"tasks", "groups", "group_map"} for some names. Raises UserError that names the task."""
         try:
             loaded: dict[str, Any] = self.load(list(names))
         except ValueError as error:  # a task that two of the names lead to
@@ -40,11 +49,9 @@ class Tasks(TaskManager):  # type: ignore[misc]
         return loaded
 
     def expand(self, names: Sequence[str]) -> list[str]:
-        """The names with each tag replaced by its tasks."""
-        index = self.task_index
-        return [
-            task for name in names for task in (sorted(index[name].tags) if index[name].kind is Kind.TAG else [name])
-        ]
+        """Return the names with each tag replaced by its tasks."""
+        tags = set(self.all_tags)
+        return [task for name in names for task in (sorted(self.task_index[name].tags) if name in tags else [name])]
 
     def _set_fewshot(self, task: Any, number: int | None) -> None:
         configured = task.get_config("num_fewshot")
@@ -54,9 +61,9 @@ class Tasks(TaskManager):  # type: ignore[misc]
 
 
 class _Factory(TaskFactory):  # type: ignore[misc]
-    def __init__(self, seed: int, cache: Path) -> None:
+    def __init__(self, seed: int, cache: Path, generator: Mapping[str, Any] | None) -> None:
         super().__init__()
-        self.seed, self.cache = seed, cache
+        self.seed, self.cache, self.generator = seed, cache, generator
 
     def _load_full_config(self, entry: Any, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
         try:
@@ -72,6 +79,8 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         return config
 
     def _prepare(self, config: dict[str, Any], folder: Path) -> None:
+        if folder == PACKAGED and callable(config.get("custom_dataset")):
+            config["dataset_kwargs"] = {"generator": self.generator}
         if files := data_files(config, folder):
             config["dataset_kwargs"] = config["dataset_kwargs"] | {"data_files": files}
             if config.get("dataset_path") in LOCAL_FORMATS:
@@ -85,15 +94,17 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         _check_metrics(entry.name, config)
         try:
             return super()._build_task(entry, overrides)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(_failure(entry.name, config, error)) from error
 
 
 def _seeded(process: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
-    """A task's preparation of its documents, run once per data set and from a fixed seed.
+    """Return a task's preparation of its documents, run once per data set and from a fixed seed.
 
-    Some shuffle the choices with the global generator: the order would depend on the tasks evaluated before, and differ
-    between the prompt and its scoring wherever the result of the first run is not read back from a cache.
+    Some shuffle choices with the global generator: the order would depend on the tasks before, and differ between the
+    prompt and its scoring where the first result is not cached.
     """
     results: dict[int, tuple[Any, Any]] = {}
 
@@ -109,7 +120,7 @@ def _seeded(process: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
 
 
 def _check_metrics(name: str, config: Mapping[str, Any]) -> None:
-    """lm-eval looks an unknown metric up on the hub, and goes on without it."""
+    """Raise UserError for an unknown metric, which lm-eval would look up on the hub and then leave out."""
     for entry in config.get("metric_list") or []:
         metric = entry.get("metric")
         own = config.get("process_results") or callable(metric) or entry.get("hf_evaluate")

@@ -1,5 +1,6 @@
 """Which architectures are reproduced exactly, told from their configuration."""
 
+import copy
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -41,11 +42,11 @@ def check_architecture(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False
+                copy.deepcopy(config), trust_remote_code=False
             )
     except Exception as error:  # whatever the model's own code raises for its configuration
         raise UserError(
-            f"transformers cannot build a causal language model of type '{config.model_type}' from its config.json: "
+            f"'{config.model_type}' is no causal language model that transformers can build from this configuration: "
             f"{first_line(error)}"
         ) from error
     check_model(model)

@@ -29,6 +29,7 @@ from transformers.utils.import_utils import is_gguf_available
 
 from iris.errors import UserError, nearest
 from iris.execution.runner import Context
+from iris.model.architecture import check_architecture
 from iris.model.policy import fetch, read_config
 from iris.model.text import read_tokenizer
 from iris.plan import Stage
@@ -168,21 +169,10 @@ def _find(stage: Stage, record: Path) -> Path:
 
 def _checked(folder: Path) -> dict[str, Any]:
     config, tokenizer = read_config(folder), read_tokenizer(folder)
-    with torch.device("meta"):
-        model = _skeleton(config, folder)
+    model = check_architecture(config)
     rows = _embedding_rows(model, folder)
     check_tokenizer(tokenizer, config, rows, folder)
     return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "embedding_rows": rows}
-
-
-def _skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, trust_remote_code=False
-        )
-    except ValueError as error:
-        raise UserError(f"{folder}: '{config.model_type}' is no causal language model of transformers.") from error
-    return model
 
 
 def _embedding_rows(model: PreTrainedModel, folder: Path) -> int:

@@ -10,16 +10,15 @@ from iris.evaluation.subset import from_json
 from iris.execution.device import find_device
 from iris.execution.runner import Context
 from iris.model.policy import load_policy
-from iris.model.text import eos_token_ids, load_tokenizer
+from iris.model.text import load_tokenizer
 from iris.plan import SHARE, Stage, base_of, part
-from iris.sampling.slots import SlotEngine
 from iris.store import Artifact, Claim
 
 
 def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
-    """Leaves scores.json, samples/<task>.jsonl and prompts.json (hashes for the contamination check).
+    """Write scores.json, samples/<task>.jsonl and prompts.json (hashes for the contamination check).
 
-    An evaluation of a share of the documents also leaves answers.json, which the whole one does not ask for again.
+    An evaluation of a share of the documents also writes answers.json, which the whole one reuses.
     """
     settings, policy = stage.identity, context.artifact(stage.one("policy"))
     known = _part(stage, context)
@@ -33,11 +32,12 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
         include=[Path(folder) for folder in stage.location["include"]],
         limit=settings["limit"],
         num_fewshot=settings["num_fewshot"],
-        chat_template=settings["chat_template"],
+        template=settings["template"],
+        generator=settings["generator"],
         share=settings.get("share"),
         answers=from_json(known.read_json("answers.json")) if known else None,
         micro_batch_tokens=context.execution.micro_batch_tokens,
-        engine=SlotEngine(model, eos_token_ids(model.generation_config, tokenizer), context.execution.slots),
+        slots=context.execution.slots,
         world=context.world,
         progress=context.progress,
     )
@@ -60,11 +60,11 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
 
 
 def _part(stage: Stage, context: Context) -> Artifact | None:
-    """The finished evaluation of a share of the same documents, if there is one."""
+    """Return the finished evaluation of a share of the same documents, if there is one."""
     if "share" in stage.identity:
         return None
     share = part(stage, stage.location.get("share", SHARE))
-    if not context.world.broadcast(context.world.main and context.store.has(share.id)):
+    if not context.world.broadcast(context.world.main and context.store.find(share.kind, share.key) is not None):
         return None
     return context.artifact(share)
 

@@ -131,11 +131,11 @@ def _can_await(launcher: Launcher, job: JobRecord) -> bool:
 
 def _check(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Check tasks, trackers and devices before anything is submitted. Raises UserError."""
-    from iris.evaluation.catalog import check_tasks
+    from iris.evaluation.catalog import select
 
     configs = {id(job.config.evaluate): job.config for job in jobs}.values()
     for tasks, include in {(tuple(c.evaluate.tasks), tuple(c.evaluate.include)) for c in configs}:
-        check_tasks(list(tasks), [Path(folder) for folder in include])
+        select(list(tasks), [Path(folder) for folder in include])
     for tracking in {tuple(job.config.execution.tracking) for job in jobs} - _ALWAYS_THERE:
         from iris.training import loop
 

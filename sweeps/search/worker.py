@@ -72,7 +72,7 @@ class Worker:
                 search_records.report(self.search, book.study, self.context.store, self.folder)
 
     def _preflight(self) -> None:
-        from iris.evaluation import harness
+        from iris.evaluation.catalog import select
         from iris.execution.device import check_precision, find_device
         from iris.training import loop
 
@@ -81,7 +81,7 @@ class Worker:
             self.context.store.prepare()
         check_precision(config.train.precision, find_device(config.execution.device))
         loop.check_trackers(config.execution.tracking)
-        harness.check_tasks(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
+        select(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
 
     def _check_interruption(self) -> None:
         if self.world.broadcast(interruption.requested()):

@@ -140,8 +140,28 @@ def test_a_task_without_new_prompts_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         documents(generator, "test")
 
 
+EMBEDDED = {
+    "task": "chain_sum",
+    "min_terms": 4,
+    "max_terms": 5,
+    "min_digits": 1,
+    "max_digits": 1,
+    "test": 1000,
+    "validation": 10,
+}
+
+
+def test_evaluation_reads_the_splits_of_the_experiment() -> None:
+    generator: dict[str, Any] = {"task": "spell_backward", "test": 5, "validation": 4, "seed": 3}
+    splits = embedded.load(generator=generator)
+    for split in ("test", "validation"):
+        assert splits[split].to_list() == documents(generator | {"train": 9}, split)
+    with pytest.raises(UserError, match="name tasks that suit it"):
+        embedded.load()
+
+
 def test_choices_hold_the_right_answer_in_every_place() -> None:
-    found = embedded.load_choices()["test"].to_list()
+    found = embedded.load_choices(generator=EMBEDDED)["test"].to_list()
     assert all(document["choices"][document["right"]] == document["response"] for document in found)
     assert Counter(document["right"] for document in found[:400]) == dict.fromkeys(range(4), 100)
     assert sum(len(set(document["choices"])) == 4 for document in found) > 0.99 * len(found)

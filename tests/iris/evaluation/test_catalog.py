@@ -5,7 +5,7 @@ import pytest
 
 from iris.errors import UserError
 from iris.evaluation import catalog, requirements
-from iris.evaluation.catalog import check_tasks, known_tasks, select
+from iris.evaluation.catalog import select
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -45,13 +45,25 @@ def test_local_names_are_found_with_what_they_lead_to(folder: Path) -> None:
 def test_names_of_the_harness_are_those_of_its_own_index() -> None:
     from lm_eval.tasks import TaskManager
 
-    names = set(known_tasks())
+    names = set(catalog._harness_names())
     for folder in ("mmlu/default", "leaderboard", "glue", "gsm8k"):
         path = catalog._harness_folder() / folder
         index = TaskManager(include_path=str(path), include_defaults=False).all_tasks
         assert index
         assert names.issuperset(index)
-    assert "papers" in names
+
+
+def test_names_are_found_once_per_version_of_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(catalog, "_scan", lambda root: {"only": ["gsm8k/gsm8k.yaml"]})
+    catalog._harness_names.cache_clear()
+    try:
+        assert [task.name for task in select(["only"]).tasks] == ["gsm8k"]
+        monkeypatch.setattr(catalog, "_scan", lambda root: pytest.fail("scanned again"))
+        catalog._harness_names.cache_clear()
+        assert [task.name for task in select(["only"]).tasks] == ["gsm8k"]
+    finally:
+        catalog._harness_names.cache_clear()
 
 
 def test_a_group_of_the_harness_leads_to_all_its_folders() -> None:
@@ -89,24 +101,24 @@ def test_what_cannot_be_evaluated_is_told_first(folder: Path, file: str, text: s
     if text or file.endswith(".txt"):
         write(folder, file, text)
     with pytest.raises(UserError, match=f"(?s){message}"):
-        check_tasks([name], [folder])
+        select([name], [folder])
 
 
 def test_no_names_and_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No evaluation task is named"):
-        check_tasks([])
+    with pytest.raises(UserError, match=r"evaluate.tasks is empty: .*evaluate=papers"):
+        select([])
     with pytest.raises(UserError, match="is no folder"):
-        check_tasks(["one"], [tmp_path / "gone"])
+        select(["one"], [tmp_path / "gone"])
 
 
 def test_offline_without_the_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    check_tasks(["gsm8k"])
+    select(["gsm8k"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="'gsm8k' needs the data set 'openai/gsm8k' \\(main\\)"):
-        check_tasks(["gsm8k"])
+        select(["gsm8k"])
     (tmp_path / "openai___gsm8k").mkdir()
-    check_tasks(["gsm8k"])
+    select(["gsm8k"])
 
 
 def test_modules_and_sentence_data_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -117,15 +129,15 @@ def test_modules_and_sentence_data_that_are_missing(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
     with pytest.raises(UserError, match="punkt_tab"):
-        check_tasks(["ifeval"])
+        select(["ifeval"])
     (tmp_path / "tokenizers/punkt_tab").mkdir(parents=True)
-    check_tasks(["ifeval"])
+    select(["ifeval"])
 
 
 def test_looking_names_up_does_not_import_lm_eval(folder: Path) -> None:
     import subprocess
 
-    code = "import sys; from pathlib import Path; from iris.evaluation.harness import check_tasks; "
-    code += f"check_tasks(['both'], [Path({str(folder)!r})])"
+    code = "import sys; from pathlib import Path; from iris.evaluation.catalog import select; "
+    code += f"select(['both'], [Path({str(folder)!r})])"
     code += "; assert not {'lm_eval', 'torch', 'datasets', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

@@ -204,8 +204,8 @@ def test_slot_engine_writes_what_hf_generates_up_to_the_stop(
     (folder / "add.yaml").write_text(text)
     scores = evaluate(model, tokenizer, ["add"], include=[folder], limit=1)
     assert scores.samples["add"][0]["response"] == [full.split(stop)[0]]
-    (folder / "add.yaml").write_text(text.replace(json.dumps([stop]), "[]"))
-    scores = evaluate(model, tokenizer, ["add"], include=[folder], limit=1, max_new_tokens=40)
+    (folder / "add.yaml").write_text(text.replace(json.dumps([stop]), "[]").replace("toks: 300", "toks: 40"))
+    scores = evaluate(model, tokenizer, ["add"], include=[folder], limit=1)
     assert scores.samples["add"][0]["response"] == [full[:40]]
     assert scores.tokens == 44
 
@@ -271,7 +271,8 @@ def test_prompts_longer_than_the_context_lose_their_beginning_and_are_counted(
     assert scores.truncated == 2
     jsonl(folder / "data/add.jsonl", [{"question": long, "answer": "1"}])
     engine = Scripted(tokenizer, {})
-    scores = evaluate(small, tokenizer, ["add"], include=[folder], engine=engine, max_new_tokens=10)
+    (folder / "add.yaml").write_text(ADD.replace("toks: 300", "toks: 10"))
+    scores = evaluate(small, tokenizer, ["add"], include=[folder], engine=engine)
     assert engine.asked[0][0] == (long + "=")[-22:]
     assert scores.truncated == 1
 
@@ -338,15 +339,26 @@ def test_a_task_without_its_main_metric_has_no_score(
         evaluate(model, tokenizer, ["choose"], include=[folder])
 
 
-def test_chat_template_is_applied(model: LlamaForCausalLM, folder: Path) -> None:
-    tokenizer = make_tokenizer()
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (None, "5+0=5\n1+1="),
+        ("chat", "<user>5+0=<assistant>5<user>1+1=<A>"),
+        ("Q: {prompt}\nA:", "Q: 5+0=5\n1+1=\nA:"),
+    ],
+)
+def test_the_template_of_training_is_put_around_prompts(
+    model: LlamaForCausalLM, folder: Path, template: str | None, prompt: str
+) -> None:
+    jsonl(folder / "data/shots.jsonl", [{"question": "5+0", "answer": "5"}])
+    tokenizer, engine = make_tokenizer(), Scripted(make_tokenizer(), {})
     tokenizer.chat_template = (
         "{% for m in messages %}<{{m['role']}}>{{m['content']}}{% endfor %}{% if add_generation_prompt %}<A>{% endif %}"
     )
-    scores = evaluate(
-        model, tokenizer, ["add"], include=[folder], engine=Scripted(tokenizer, {}), limit=1, chat_template=True
-    )
-    assert scores.samples["add"][0]["prompt"] == "<user>1+1=<A>"
+    tasks: dict[str, Any] = {"include": [folder], "num_fewshot": 1, "limit": 1}
+    (folder / "add.yaml").write_text(ADD + "num_fewshot: 1\n")
+    scores = evaluate(model, tokenizer, ["add"], engine=engine, template=template, **tasks)
+    assert scores.samples["add"][0]["prompt"] == engine.asked[0][0] == prompt
 
 
 def test_shuffled_choices_do_not_depend_on_the_tasks_before(
@@ -389,7 +401,8 @@ def test_nothing_is_left_behind(
     model.train()
     model.model.layers[0].eval()
     state, numbers, level = random.getstate(), np.random.get_state()[1].tolist(), logger.level
-    evaluate(model, tokenizer, ["add", "choose"], include=[folder], limit=1, max_new_tokens=4)
+    (folder / "add.yaml").write_text(ADD.replace("toks: 300", "toks: 4"))
+    evaluate(model, tokenizer, ["add", "choose"], include=[folder], limit=1)
     assert model.training
     assert not model.model.layers[0].training
     assert tokenizer.pad_token is None

@@ -30,7 +30,7 @@ doc_to_text: "{{question}}="
 doc_to_target: "{{answer}}"
 """
 ADD = """task: add
-generation_kwargs: {until: [";"], do_sample: false}
+generation_kwargs: {until: [";"], do_sample: false, max_gen_toks: 8}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 num_fewshot: 4
 """
@@ -105,7 +105,6 @@ def test_likelihoods_agree_with_those_of_plain_hflm() -> None:
         make_tokenizer(),
         SlotEngine(short, [0]),
         micro_batch_tokens=64,
-        max_new_tokens=None,
         seed=0,
         world=World(),
         progress=Progress(quiet=True),
@@ -131,7 +130,7 @@ def test_likelihoods_agree_with_those_of_plain_hflm() -> None:
 def test_two_processes_score_like_one(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    one = evaluate(model, tokenizer, ["add", "choose"], include=[folder], max_new_tokens=8)
+    one = evaluate(model, tokenizer, ["add", "choose"], include=[folder])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -156,7 +155,7 @@ def test_two_processes_score_like_one(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"limit": 0}, "limit=0"), ({"num_fewshot": -1}, "num_fewshot=-1"), ({"chat_template": True}, "no chat template")],
+    [({"limit": 0}, "limit=0"), ({"num_fewshot": -1}, "num_fewshot=-1"), ({"template": "chat"}, "no chat template")],
 )
 def test_options_out_of_range(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], message: str
@@ -202,5 +201,5 @@ def score_in_a_process(rank: int, port: int, folder: Path) -> None:
     world = World.join("cpu")
     assert world.size == 2
     names = ["add", "choose"]
-    scores = evaluate(make_model(), make_tokenizer(), names, include=[folder], max_new_tokens=8, world=world)
+    scores = evaluate(make_model(), make_tokenizer(), names, include=[folder], world=world)
     (folder / f"{rank}.json").write_text(json.dumps(asdict(scores)))
