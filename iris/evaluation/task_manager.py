@@ -1,6 +1,7 @@
 """lm-eval's task manager for selected tasks: local data found, randomness fixed, errors that name the task."""
 
 import functools
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ class _Factory(TaskFactory):  # type: ignore[misc]
         return config
 
     def _prepare(self, config: dict[str, Any], folder: Path) -> None:
-        if folder == PACKAGED and callable(config.get("custom_dataset")):
+        custom = config.get("custom_dataset")
+        if callable(custom) and Path(inspect.getfile(custom)).parent == PACKAGED:
             config["dataset_kwargs"] = {"generator": self.generator}
         if files := data_files(config, folder):
             config["dataset_kwargs"] = config["dataset_kwargs"] | {"data_files": files}
