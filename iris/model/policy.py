@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any
 
 import torch
 import transformers
@@ -29,9 +29,6 @@ from iris import fingerprint
 from iris.errors import UserError, first_line
 from iris.execution.device import DTYPES
 from iris.store import Artifact, Store
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs
 
 _FILES = ["*.safetensors", "*.json", "tokenizer*", "*.txt", "*.model", "*.jinja"]
 _NOT_FILES = ["*/*", "consolidated*"]  # other formats' copies of the weights
@@ -116,25 +113,13 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-@overload
-def load_policy(
-    artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: Literal[False] = False
-) -> PreTrainedModel: ...
-
-
-@overload
-def load_policy(
-    artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: Literal[True]
-) -> PreTrainedModel | PeftModel: ...
-
-
 def load_policy(
     artifact: Artifact, store: Store, *, precision: str, device: torch.device, trainable: bool = False
-) -> PreTrainedModel | PeftModel:
+) -> PreTrainedModel:
     """Load the policy of a base, sft or train artifact to a device, every dropout 0.
 
-    Trainable: float32 weights whatever the precision (`Policy` computes in it), a LoRA adapter apart. Otherwise frozen,
-    in evaluation mode, an adapter merged into the weights and these cast to the precision.
+    Trainable: float32 weights whatever the precision (`Policy` computes in it); a PeftModel if it has an adapter.
+    Otherwise frozen, in evaluation mode, an adapter merged into the weights and these cast to the precision.
     """
     adapter = artifact.folder / "adapter"
     if not adapter.is_dir():
@@ -146,7 +131,9 @@ def load_policy(
     adapted = PeftModel.from_pretrained(
         _read_weights(full, torch.float32, where), str(adapter), is_trainable=trainable, torch_device=str(where)
     )
-    return adapted if trainable else _frozen(adapted.merge_and_unload().to(device, DTYPES[precision]))
+    if trainable:
+        return adapted  # type: ignore[return-value]
+    return _frozen(adapted.merge_and_unload().to(device, DTYPES[precision]))
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
@@ -208,11 +195,6 @@ def add_lora(
     return adapted
 
 
-def is_adapted(model: torch.nn.Module) -> "TypeIs[PeftModel]":
-    """Return whether a model carries LoRA adapters."""
-    return isinstance(model, PeftModel)
-
-
 def save_policy(
     model: PreTrainedModel | PeftModel, folder: Path, precision: str, state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -221,7 +203,7 @@ def save_policy(
     `state_dict` replaces the model's own where its parameters are sharded (`Accelerator.get_state_dict`). The bytes
     depend on the values alone, not on the device or the number of processes.
     """
-    if is_adapted(model):
+    if isinstance(model, PeftModel):
         _save_adapter(model, folder / "adapter", state_dict)
         return
     dtype = DTYPES[precision]

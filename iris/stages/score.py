@@ -63,7 +63,7 @@ def _scorer(stage: Stage, context: Context) -> Policy:
     precision = stage.identity["precision"]
     # As training loads it, so that the ratio of both begins at 0.
     model = load_policy(policy, context.store, precision=precision, device=device, trainable=True)
-    return Policy(model, DTYPES[precision]).requires_grad_(False).eval()  # type: ignore[arg-type]
+    return Policy(model, DTYPES[precision]).requires_grad_(False).eval()
 
 
 def _score(policy: Policy, rows: list[Row], context: Context, advance: Advance) -> np.ndarray:

@@ -16,7 +16,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import FullyShardedDataParallelPlugin, LoggerType
+from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from iris.errors import UserError, nearest
 from iris.execution import interruption
@@ -25,7 +27,7 @@ from iris.execution.interruption import Interrupted
 from iris.execution.progress import Line
 from iris.execution.runner import Context
 from iris.model.logprobs import Policy
-from iris.model.policy import add_lora, is_adapted, load_policy, save_policy
+from iris.model.policy import add_lora, load_policy, save_policy
 from iris.model.text import load_tokenizer
 from iris.plan import Stage, base_of
 from iris.store import Claim
@@ -52,8 +54,10 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
     settings, parent = stage.identity, context.artifact(stage.one("policy"))
     device = find_device(context.execution.device)
     check_precision(settings["precision"], device)
-    model = load_policy(parent, context.store, precision=settings["precision"], device=device, trainable=True)
-    if settings["lora"] and not is_adapted(model):
+    model: PreTrainedModel | PeftModel = load_policy(
+        parent, context.store, precision=settings["precision"], device=device, trainable=True
+    )
+    if settings["lora"] and not isinstance(model, PeftModel):
         model = add_lora(model, **settings["lora"], seed=settings["seed"])
     run = Run(model, data, objective, settings, context, claim.work)
     label = f"{stage.kind} {stage.name}"
@@ -73,7 +77,7 @@ def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objecti
         name: last[name] for name in ("loss", "alpha", "real_ratio", "synthetic_ratio") if name in last
     }
     results |= {"steps": run.steps, "samples": len(data), "first_loss": run.records[0]["loss"]}
-    if is_adapted(model):
+    if isinstance(model, PeftModel):
         results["adapter_of"] = parent.results.get("adapter_of", [parent.manifest["kind"], parent.key])
     results["packed_tokens"] = sum(r["packed_tokens"] for r in run.records)
     return results | {"tokens": results["packed_tokens"] if context.world.main else 0}

@@ -20,7 +20,7 @@ from iris.errors import UserError
 from iris.execution.device import check_precision, find_device
 from iris.execution.progress import Progress
 from iris.execution.runner import Context, ensure
-from iris.model.policy import add_lora, is_adapted, load_policy, model_folder, save_policy
+from iris.model.policy import add_lora, load_policy, model_folder, save_policy
 from iris.model.text import check_template, encode_prompt, encode_response, eos_token_ids, response_end
 from iris.plan import base_stage
 from iris.stages.base import character_tokenizer
@@ -74,7 +74,7 @@ def seal(context: Context, key: str, model: Any, precision: str, results: dict[s
 
 
 def load(context: Context, artifact: Artifact, precision: str = "float32", trainable: bool = False) -> Any:
-    return load_policy(artifact, context.store, precision=precision, device=CPU, trainable=trainable)  # type: ignore[call-overload]
+    return load_policy(artifact, context.store, precision=precision, device=CPU, trainable=trainable)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -174,18 +174,18 @@ def adapted(context: Context) -> Iterator[PeftModel]:
 
 def test_an_adapter_goes_on_and_is_merged(adapted: PeftModel, context: Context) -> None:
     origin = base(context, LLAMA)
-    assert is_adapted(adapted)
+    assert isinstance(adapted, PeftModel)
     saved = seal(context, "lora", adapted, "bfloat16", {"adapter_of": ["base", origin.key]})
     assert {n.split("/")[0] for n in saved.manifest["files"]} == {"adapter"}
 
     continued = load(context, saved, "bfloat16", trainable=True)
-    assert is_adapted(continued) and torch.equal(logits(continued), logits(adapted))
+    assert isinstance(continued, PeftModel) and torch.equal(logits(continued), logits(adapted))
     trained = {n for n, p in continued.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in n for n in trained)
     assert {p.dtype for p in continued.parameters()} == {torch.float32}
 
     merged = load(context, saved)
-    assert isinstance(merged, PreTrainedModel) and not is_adapted(merged)
+    assert isinstance(merged, PreTrainedModel)
     assert not any("lora_" in n for n, _ in merged.named_parameters())
     assert not merged.training and not any(p.requires_grad for p in merged.parameters())
     torch.testing.assert_close(logits(merged), logits(adapted), rtol=1e-4, atol=1e-5)
