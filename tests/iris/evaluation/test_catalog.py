@@ -92,7 +92,7 @@ def test_own_definition_goes_before_the_harness(folder: Path) -> None:
         ("x.yaml", "include: gone.yaml\ntask: x\n", "one", r"gone.yaml cannot be read"),
         ("x.yaml", "task: one\n", "one", r"'one' is defined twice: in .*one.yaml and .*x.yaml"),
         ("x.yaml", TASK.format(name="x", data="[gone.jsonl]"), "x", r"'x' .* reads .*gone.jsonl, which does not exist"),
-        ("x.yaml", TASK.format(name="x", data="../other.jsonl"), "x", r"other.jsonl, which lies outside the folders"),
+        ("x.yaml", TASK.format(name="x", data="../other.jsonl"), "x", r"other.jsonl, which is outside the folders"),
         ("x.yaml", "task: x\nunsafe_code: true\n", "x", "'x' runs code that the model writes"),
         ("x.txt", "", "minerva_math", "antlr 4.11.*leaderboard_math_hard"),
     ],
