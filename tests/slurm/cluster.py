@@ -51,7 +51,7 @@ class Cluster(Commands):
         max_array: int = 1001,
         extra: tuple[str, ...] = (),
     ) -> Self:
-        """A cluster in the new or empty `folder`, with every node idle. RuntimeError if a program is missing."""
+        """Start a cluster in an empty `folder`; return it with idle nodes. Raises RuntimeError without its programs."""
         cluster = cls(folder, Settings(nodes, gpus, cpus, memory, accounting, grace, max_array, extra))
         try:
             cluster._start()
@@ -110,7 +110,7 @@ class Cluster(Commands):
         wait_for(lambda: listening(("127.0.0.1", self._database_port)), "slurmdbd")
 
     def kill_node(self, i: int, *, crash: bool = True) -> None:
-        """The machine dies: slurmd, job steps and tasks. With `crash=False` slurmd alone, and its jobs go on."""
+        """Kill slurmd, job steps and tasks, as a crash of the machine; with `crash=False` slurmd alone."""
         node = self.nodes[i - 1]
         node.crash() if crash else node.kill()
 
@@ -124,11 +124,11 @@ class Cluster(Commands):
         wait_for(lambda: "slurmstepd" not in map(called, processes()), "the jobs to leave the node")
 
     def kill_controller(self) -> None:
-        """SIGKILL slurmctld; clients then fail after some 4 s."""
+        """Kill slurmctld; clients then fail after some 4 s."""
         self.controller.crash()
 
     def rewind_controller(self, state: Path) -> None:
-        """It dies, and comes back with what a copy of its state knows."""
+        """Kill slurmctld and restart it from a copy of its state."""
         self.kill_controller()
         shutil.rmtree(self.folder / "state")
         shutil.copytree(state, self.folder / "state")

@@ -1,4 +1,4 @@
-"""What users and administrators tell a Slurm cluster, with the programs that they use."""
+"""The client programs of users and administrators of a Slurm cluster."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ class Commands:
         self._last = 0  # of the jobs that are forgotten
 
     def run(self, *command: str, seconds: float = 120, text: str = "") -> str:
-        """The output of a client command that reads `text`; CalledProcessError with its errors if it fails."""
+        """Return the output of a command that reads `text`. Raises CalledProcessError with its error output."""
         done = subprocess.run(
             command, env=self.environment, input=text, timeout=seconds, capture_output=True, text=True
         )
@@ -45,33 +45,33 @@ class Commands:
         return done.stdout
 
     def submit(self, script: str, *options: str) -> str:
-        """The id of a new job that runs the shell command `script`; see `output`."""
+        """Submit a job that runs the shell command `script`, see `output`; return its id."""
         common = ("sbatch", "--parsable", f"--output={self.folder}/log/%j.out")
         return self.run(*common, *options, f"--wrap={script}").strip()
 
     def output(self, job: str) -> str:
-        """What a submitted job has written, nothing before it starts."""
+        """Return the output of a submitted job, empty before it starts."""
         file = self.folder / "log" / f"{job}.out"
         return file.read_text() if file.exists() else ""
 
     def jobs(self) -> dict[str, Job]:
-        """What squeue says, by id: jobs that wait, run, or ended up to an hour ago; each array task apart."""
+        """Return the jobs in squeue by id, also those that ended up to an hour ago; each array task apart."""
         lines = self.run("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%P|%j").splitlines()
         return {job.id: job for job in (Job(*line.split("|", 5)) for line in lines) if _number(job) > self._last}
 
     def forget(self) -> None:
-        """Let `jobs` leave out all there have been so far, for the next user of the cluster."""
+        """Hide all jobs so far from `jobs`, for the next user of the cluster."""
         self._last = max(map(_number, self.jobs().values()), default=self._last)
 
     def wait(self, job: str, *states: str, seconds: float = 300) -> Job:
-        """The job once its state is one of `states`; TimeoutError after `seconds`."""
+        """Return the job once its state is one of `states`. Raises TimeoutError."""
         wait_for(lambda: self.jobs()[job].state in states, f"job {job}: {' or '.join(states)}", seconds)
         return self.jobs()[job]
 
     def start_now(self, job: str) -> None:
-        """Spare a requeued job the two minutes that it waits, but for two seconds.
+        """Start a requeued job after two seconds, not two minutes.
 
-        A node still refuses the credential of a job that it has ended in this second, and the job would have failed.
+        For a second, a node refuses the credential of a job that has just ended there, and the job would fail.
         """
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
@@ -84,7 +84,7 @@ class Commands:
         """Cancel every job and wait until the nodes are free of them."""
 
         def gone() -> bool:
-            # First what would start in the place of the others; then no time for a checkpoint.
+            # Pending ones first, which would start in the place of the others; then leave no time for a checkpoint.
             for selection in (["--state=PENDING"], ["--signal=KILL", "--full"], []):
                 self.run("scancel", "--quiet", f"--user={os.getuid()}", *selection)
             return not self.run("squeue", "-h")
@@ -92,20 +92,20 @@ class Commands:
         wait_for(gone, "the cancelled jobs to leave")
 
     def states(self) -> list[str]:
-        """What sinfo says of each node in turn: idle, mix, alloc, drain, drng, down, down*, unk …"""
+        """Return the states of the nodes in sinfo: idle, mix, alloc, drain, drng, down, down*, unk …"""
         lines = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t").splitlines()
         return [state for _, state in sorted((line.split() for line in lines), key=lambda pair: int(pair[0][4:]))]
 
     def drain(self, i: int) -> None:
-        """No new jobs for the node; running ones end normally."""
+        """Drain a node: no new jobs start, running ones end normally."""
         self._update(i, "State=DRAIN", "Reason=test")
 
     def down(self, i: int) -> None:
-        """The node counts as dead from now on: its jobs end as NODE_FAIL and are requeued at once."""
+        """Mark a node as down: its jobs end as NODE_FAIL and are requeued at once."""
         self._update(i, "State=DOWN", "Reason=test")
 
     def at(self, job: str) -> int:
-        """The node that a job runs on, 0 if it has none."""
+        """Return the node that a job runs on, 0 if it has none."""
         found = self.jobs().get(job)
         return int(found.node[4:]) if found and found.node else 0
 
@@ -117,9 +117,9 @@ class Commands:
         self.run("scontrol", "update", f"NodeName=node{i}", *settings)
 
     def save(self) -> None:
-        """Wait until slurmctld has written down all it knows; killed before, it may forget jobs and what they do.
+        """Wait until slurmctld has saved its state; killed before, it may forget jobs.
 
-        It writes at a change of a job if its last writing is 5 s old, and hardly ever by time alone.
+        It saves at a change of a job if the last save is 5 s old, and hardly ever otherwise.
         """
         held, mark = self.submit(":", "--hold"), uuid.uuid4().hex
         state = self.folder / "state" / "job_state"

@@ -101,7 +101,7 @@ innodb_lock_wait_timeout=900
 
 @dataclass(frozen=True)
 class Settings:
-    """What a cluster is made of: `memory` in MB a node, `grace` in seconds, `extra` lines of slurm.conf."""
+    """The size of a cluster: `memory` in MB per node, `grace` in seconds, `extra` lines of slurm.conf."""
 
     nodes: int = 4
     gpus: int = 2
@@ -131,7 +131,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def write(folder: Path, settings: Settings) -> tuple[int, int]:
-    """Write all files; the ports of slurmctld and slurmdbd."""
+    """Write all files; return the ports of slurmctld and slurmdbd."""
     controller, database, *ports = free_ports(settings.nodes + 2)
     values = {"folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name, "database": database}
     gpus = f" Gres=gpu:{settings.gpus}" if settings.gpus else ""
@@ -158,13 +158,13 @@ def write(folder: Path, settings: Settings) -> tuple[int, int]:
 
 
 def _write_gpus(folder: Path, gpus: int) -> None:
-    """A GPU is a character device to slurmd, and /dev/null is one."""
+    """Write gres.conf: a GPU is a character device to slurmd, and /dev/null is one."""
     for i in range(gpus):
         (folder / f"nvidia{i}").symlink_to("/dev/null")
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia[0-{gpus - 1}]\n" if gpus else "")
 
 
 def system_tables() -> str:
-    """The statements that make MariaDB's own tables; the name of their file depends on its version."""
+    """Return the statements that create MariaDB's system tables; the name of their file depends on its version."""
     files = sorted(Path("/usr/share").glob("m[ay][rs]*/m[ay][rs]*_system_tables.sql"))
     return "create database mysql;\nuse mysql;\n" + files[0].read_text()

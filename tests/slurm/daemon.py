@@ -29,7 +29,7 @@ def alive(process: int) -> bool:
 
 
 def called(process: int) -> str:
-    """What a process is called, nothing if it has gone."""
+    """Return the name of a process, empty if it has ended."""
     try:
         return Path(f"/proc/{process}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
@@ -76,13 +76,13 @@ class Daemon:
         return self.process != 0 and alive(self.process)
 
     def kill(self) -> None:
-        """SIGKILL the daemon alone: the job steps it started go on."""
+        """Kill the daemon alone: the job steps it started continue."""
         if self.running():
             os.kill(self.process, signal.SIGKILL)
             wait_for(lambda: not self.running(), f"the end of {self.command[0]}")
 
     def crash(self) -> None:
-        """SIGKILL the daemon and everything that came of it; return when all is gone."""
+        """Kill the daemon and its descendants; return when all have ended."""
         self.release()
         self.join()
 
@@ -97,5 +97,5 @@ class Daemon:
             self._keeper = None
 
     def processes(self) -> set[int]:
-        """The daemon and everything that came of it, living."""
+        """Return the living daemon and its descendants."""
         return keeper.descendants(self._keeper.pid) if self._keeper else set()

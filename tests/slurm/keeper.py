@@ -25,7 +25,7 @@ def reap(*_: object) -> None:
 
 
 def spawn(command: list[str]) -> int:
-    """The process id of a new daemon, which writes to the keeper's standard error."""
+    """Start a daemon that writes to the keeper's standard error; return its process id."""
     files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
     return os.posix_spawnp(command[0], command, os.environ, file_actions=files, setsid=True)
 
@@ -42,7 +42,7 @@ def parents() -> Iterator[tuple[int, int]]:
 
 
 def descendants(root: int) -> set[int]:
-    """The processes that came of `root`, itself excluded."""
+    """Return the descendants of the process `root`."""
     children: dict[int, list[int]] = {}
     for process, parent in parents():
         children.setdefault(parent, []).append(process)

@@ -1,4 +1,4 @@
-"""The throw-away cluster is a real one: what the tests of the launcher rely on, and that nothing of it stays."""
+"""The throw-away cluster: what the tests of the launcher rely on, and that no process outlives it."""
 
 import subprocess
 import sys

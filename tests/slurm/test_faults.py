@@ -40,7 +40,7 @@ def slurm(*changes: str) -> Launcher:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The files of the slow stage without a fault."""
+    """Return the files of the slow stage without a fault."""
     plan, store = slow_plan(tmp_path_factory.mktemp("undisturbed"))
     assert launch(Request(plan), load_launcher("inline"), store).failures == 0
     return files(store)
@@ -108,7 +108,7 @@ def skip_the_wait(cluster: Cluster, store: Store) -> None:
 # --- signals
 
 
-def test_a_job_that_is_told_to_stop_goes_on_as_often_as_needed(
+def test_a_signalled_job_requeues_and_continues_as_often_as_needed(
     cluster: Cluster, tmp_path: Path, undisturbed: Files
 ) -> None:
     plan, store = slow_plan(tmp_path)
@@ -235,7 +235,7 @@ def test_a_killed_task_has_failed_and_goes_on_when_asked(cluster: Cluster, tmp_p
     assert report.jobs == [] and report.found.behind == {n for n in plan.stages if n.startswith("train/")}
     assert report.found.failed.keys() == {n for n in plan.stages if n.startswith("sft/")}
     assert len(launch(Request(plan, retry=True), slurm(PARTED), store).jobs) == 2
-    wait_for(lambda: steps(store) > before and "start sft" in log(store), "the next run to go on where it was")
+    wait_for(lambda: steps(store) > before and "start sft" in log(store), "the next run to continue")
     wait_for(lambda: status(store, 1).state == DONE, "the end")
     wait_for(lambda: not waiting_or_running(cluster), "the last process to leave")
 
@@ -255,7 +255,7 @@ def test_scancel_from_outside(cluster: Cluster, tmp_path: Path, undisturbed: Fil
     finish(store, undisturbed)
 
 
-def test_a_job_that_dies_before_it_begins(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_that_dies_before_it_starts(cluster: Cluster, tmp_path: Path) -> None:
     plan, store = slow_plan(tmp_path, **CHAIN)
     launch(Request(plan), slurm(PARTED, "setup=['echo the module is not there >&2', 'exit 3']"), store)
     wait_for(lambda: status(store).state == FAILED, "the end of the job")
@@ -336,5 +336,5 @@ def test_two_copies_of_a_job(start_cluster: StartCluster, tmp_path: Path) -> Non
     assert second != first and alive(first)
     wait_for(lambda: not alive(first), "the first copy to leave")
     between = steps(store)
-    wait_for(lambda: steps(store) > between, "the second copy to go on")
+    wait_for(lambda: steps(store) > between, "the second copy to continue")
     assert (last_state(store).pid, last_state(store).state) == (second, RUNNING)

@@ -1,4 +1,4 @@
-"""Launching on a real Slurm: what is submitted, that it runs, and what a second launch makes of it."""
+"""Launches on a real Slurm: the jobs submitted, their results, and second launches."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`status` and its like against real Slurm: what it says of jobs that wait, run, end, and die."""
+"""`status`, `logs` and `cancel` on a real Slurm, for jobs that are pending, run, end and die."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from .daemon import wait_for
 
 StartCluster = Callable[..., Cluster]
 ROOT = Path(__file__).parents[2]
-# A job as the launcher submits it, but for its work: it waits for files that tell it to go on.
+# A job as the launcher submits it, except for its work: it waits for a file.
 JOB = """\
 import os, sys, time
 from pathlib import Path
@@ -63,7 +63,7 @@ class Study:
     jobs: list[str] = field(default_factory=list)
 
     def submit(self, stages: Sequence[str], work: str = "", *options: str, needs: Sequence[int] = ()) -> str:
-        """A job of these stages, recorded as the launcher does; its Slurm id."""
+        """Submit a job of these stages and record it as the launcher does; return its Slurm id."""
         number = len(self.jobs)
         log = f"{self.folder.logs}/%j_0_log"
         after = [f"--dependency=afterok:{':'.join(self.jobs[n] for n in needs)}"] if needs else []
@@ -77,16 +77,16 @@ class Study:
         return job
 
     def look(self, name: str = "a") -> Experiment:
-        """An experiment as it is now."""
+        """Return an experiment as it is now."""
         return next(e for e in StudyStatus(self.store).experiments("study") if e.name == name)
 
     def wait(self, *states: str, name: str = "a") -> Experiment:
-        """The experiment once it is in one of these states."""
+        """Return the experiment once it is in one of these states."""
         wait_for(lambda: self.look(name).state in states, f"{name}: {' or '.join(states)}")
         return self.look(name)
 
     def go(self) -> None:
-        """Let jobs do their work."""
+        """Let jobs continue."""
         (self.folder.path / "go").touch()
 
     def started(self, number: int = 0) -> None:
@@ -226,7 +226,7 @@ def test_cancel_leaves_a_shared_job(
     assert study.look("a").state == "cancelled"
 
 
-def test_without_a_controller_nothing_is_said_to_run(
+def test_without_a_controller_no_job_is_shown_as_running(
     start_cluster: StartCluster, make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = start_cluster(nodes=1, accounting=False, extra=("MessageTimeout=5",))

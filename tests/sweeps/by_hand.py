@@ -39,7 +39,7 @@ class ByHand:
                 self.store.commit(kind, key, claim, manifest | {"results": scores | dict(results or {})})
 
     def launch(self, study: str, jobs: Sequence[Mapping[str, Any]], launcher: str = "local") -> Folder:
-        """A launch with jobs; each has `stages` and may have `needs`, `users` and `slurm`."""
+        """Record a launch with jobs; each has `stages` and may have `needs`, `users` and `slurm`."""
         created = time.time() - 600
         launch_id = f"{len(self.records.launches()):02d}-{study}"
         folder = self.records.create(
@@ -61,17 +61,17 @@ class ByHand:
         return folder
 
     def study(self, study: str, experiments: Mapping[str, Sequence[str]], folder: Folder | None = None) -> None:
-        """A study as it was last launched."""
+        """Record a study as it was last launched."""
         points = [{"name": n, "overrides": n.split(","), "stages": list(s)} for n, s in experiments.items()]
         self.records.write_study(study, folder.id if folder else "", points)
 
 
 def running(stage: str, seconds_ago: float = 1, advanced: float = 1) -> State:
-    """What a job says while it runs a stage; `seconds_ago`, the last progress `advanced` seconds ago."""
+    """Return the state that a job wrote `seconds_ago`, with its last progress `advanced` seconds ago."""
     now = time.time()
     return State("running", now - seconds_ago, stage, 120, 400, "steps", 2.0, now - advanced, host="node1")
 
 
 def failed(stage: str, error: str = "ValueError: no such thing") -> State:
-    """What a job says when it fails."""
+    """Return the state of a failed job."""
     return State("failed", time.time(), stage, error=error)

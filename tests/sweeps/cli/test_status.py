@@ -26,7 +26,7 @@ CHAIN = [*SHARED, *FIRST, *SECOND]
 
 @contextlib.contextmanager
 def held(folder: Folder, *names: str) -> Iterator[None]:
-    """What local processes hold while they live."""
+    """Hold the locks of local processes."""
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(folder.lock(name).acquire(timeout=0))

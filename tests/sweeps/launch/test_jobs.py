@@ -30,7 +30,7 @@ def kinds(job: Job) -> list[str]:
 
 
 def named(plan: Plan, jobs: Sequence[Job], kind: str, user: int) -> list[Job]:
-    """The jobs called after a stage of a kind that are for one experiment alone."""
+    """Return the jobs of a kind that are for one experiment alone."""
     return [job for job in jobs if job.kind == kind and job.users == (user,)]
 
 

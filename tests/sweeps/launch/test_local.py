@@ -81,7 +81,7 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a study that ran in this process; tests must not change its store."""
+    """Run a study in this process; return its folder, whose store tests must not change."""
     folder = tmp_path_factory.mktemp("undisturbed")
     plan, store = tiny_plan(folder, grid=TWO)
     report = launch(Request(plan), INLINE, store)
