@@ -170,7 +170,7 @@ class Store:
         `waiting` is called once if another process holds it. The kernel frees the lock of a dead holder.
         """
         lock_file = self.root / ".locks" / f"{key}.lock"
-        with storage_errors(self.root), _locked(FileLock(lock_file, thread_local=False), waiting):
+        with storage_errors(self.root), locked(FileLock(lock_file, thread_local=False), waiting):
             if self.find(kind, key) is not None:
                 lock_file.unlink(missing_ok=True)
                 yield None
@@ -263,7 +263,8 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(lock: FileLock, waiting: Callable[[], None]) -> Iterator[None]:
+def locked(lock: FileLock, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock during the block; call `waiting` first if another process holds it."""
     try:
         lock.acquire(timeout=0)
     except Timeout:

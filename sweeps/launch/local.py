@@ -26,7 +26,7 @@ from iris.files import write_atomic
 from iris.store import Store
 from sweeps.launch import snapshot
 from sweeps.launch.launchers import Local
-from sweeps.launch.ready import DROPPED, READY, ReadyJobs, Task
+from sweeps.launch.ready import ReadyJobs, Task
 from sweeps.launch.worker import Work, log_to_stderr
 from sweeps.state.records import CANCELLED, DONE, FAILED, INTERRUPTED, Folder, JobRecord
 
@@ -51,14 +51,11 @@ def run_inline(folder: Folder, tasks: Sequence[Task], store: Store) -> int:
     The caller holds the launch's lock "scheduler".
     """
     jobs, progress = ReadyJobs(folder, tasks, store), Progress()
-    while left := jobs.open():
-        looks = {n: jobs.look(n) for n in left}
-        jobs.ended |= {n: False for n in left if looks[n] == DROPPED}
-        ready = [n for n in left if looks[n] == READY]
-        for n in ready[:1]:
-            _run_here(folder, tasks[n].work, progress)
-            jobs.end(n)
-        if not ready and DROPPED not in looks.values():
+    while jobs.open():
+        if ready := jobs.ready():
+            _run_here(folder, tasks[ready[0]].work, progress)
+            jobs.end(ready[0])
+        elif jobs.open():
             progress.say("waiting for jobs of another launch")
             time.sleep(_POLL_SECONDS)
     states = [folder.state(n) for n in range(len(tasks))]
@@ -138,13 +135,9 @@ class Scheduler:
                 self._reap(n)
 
     def _start_ready(self) -> None:
-        for n in self.jobs.open():
-            if n in self.running:
-                continue
-            look, gpus = self.jobs.look(n), self.schedule.tasks[n].gpus
-            if look == DROPPED:
-                self.jobs.ended[n] = False
-            elif look == READY and len(self.running) < self.schedule.workers and gpus <= len(self.free):
+        for n in self.jobs.ready(self.running):
+            gpus = self.schedule.tasks[n].gpus
+            if len(self.running) < self.schedule.workers and gpus <= len(self.free):
                 taken, self.free = self.free[:gpus], self.free[gpus:]
                 self.running[n] = (self._start(n, taken), taken)
 

@@ -1,7 +1,7 @@
 """Find the jobs of a launch that may run now, for launchers that run them themselves."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from iris.store import Store
@@ -9,7 +9,7 @@ from sweeps.launch.worker import Work
 from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import CANCELLED, DONE, Folder
 
-READY, WAITING, DROPPED = "ready", "waiting", "dropped"
+_READY, _WAITING, _DROPPED = "ready", "waiting", "dropped"
 _REFRESH_SECONDS = 5.0  # between two looks at jobs of other launches
 
 
@@ -35,19 +35,27 @@ class ReadyJobs:
         """Return the jobs that have not ended."""
         return [n for n in range(len(self.tasks)) if n not in self.ended]
 
-    def look(self, n: int) -> str:
-        """Return READY, WAITING for another job, or DROPPED: cancelled, or a job it needs has failed."""
+    def ready(self, running: Container[int] = ()) -> list[int]:
+        """Return the jobs that may start; jobs that are cancelled or need a failed one end here."""
+        while True:
+            looks = {n: self._look(n) for n in self.open() if n not in running}
+            dropped = [n for n, look in looks.items() if look == _DROPPED]
+            if not dropped:
+                return [n for n, look in looks.items() if look == _READY]
+            self.ended |= dict.fromkeys(dropped, False)
+
+    def _look(self, n: int) -> str:
         task, last = self.tasks[n], self.folder.state(n)
         if (last is not None and last.state == CANCELLED) or not all(self.ended.get(m, True) for m in task.needs):
-            return DROPPED
+            return _DROPPED
         if any(m not in self.ended for m in task.needs):
-            return WAITING
+            return _WAITING
         outside = [job for stage, job in task.awaited.items() if not self.store.has(stage)]
         if not outside:
-            return READY
+            return _READY
         # A job may have finished between the two looks.
         there = all(self._live(job) for job in outside) or all(map(self.store.has, task.awaited))
-        return WAITING if there else DROPPED
+        return _WAITING if there else _DROPPED
 
     def end(self, n: int) -> None:
         """Note the end of a job, by its recorded state."""

@@ -3,17 +3,15 @@
 import contextlib
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from iris.errors import UserError
 from iris.execution import provenance
 from iris.execution.progress import Progress
-from iris.store import Store, storage_errors
+from iris.store import Store, locked, storage_errors
 from sweeps.launch import dispatch, snapshot
 from sweeps.launch.dispatch import Batch
 from sweeps.launch.jobs import Job, make_jobs
@@ -26,6 +24,7 @@ from sweeps.study.experiments import Planned, facts, policy_row
 from sweeps.study.plan import Plan, make_plan
 
 _ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no check
+_WAITING = "another launch on this store is submitting, waiting for it"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def launch(request: Request, launcher: Launcher, store: Store) -> Report:
     store.prepare()
     records = Records(store)
     with storage_errors(store.root), contextlib.ExitStack() as inline:
-        with _alone(records):
+        with locked(records.lock(), lambda: Progress().say(_WAITING)):
             # Again: stages may have finished since the plan was made.
             every = request.plan.experiments
             chosen = [e for e in every if request.only is None or e.name in request.only]
@@ -108,21 +107,6 @@ def new_launch(
         host=platform.node(),
         settings=asdict(launcher),
     )
-
-
-@contextlib.contextmanager
-def _alone(records: Records) -> Iterator[None]:
-    """Wait until no other launch on the store is submitting, and keep others waiting."""
-    lock = records.lock()
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        Progress().say("another launch on this store is submitting, waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _can_await(launcher: Launcher, job: JobRecord) -> bool:
