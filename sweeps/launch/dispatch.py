@@ -26,11 +26,9 @@ class Batch:
     store: Store
 
     def work(self, n: int) -> Work:
-        """Return what job n runs."""
         return self.jobs[n].work(str(self.store.root), self.folder.id, n)
 
     def record(self, n: int, slurm: str | None = None) -> JobRecord:
-        """Return the record of job n, with its Slurm id."""
         job = self.jobs[n]
         after = [self.live[stage].id for stage in job.awaited]
         users = [self.plan.experiments[user].name for user in job.users]

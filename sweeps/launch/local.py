@@ -185,7 +185,6 @@ def _imports(tasks: Sequence[Task]) -> list[str]:
 
 
 def _process(work: Work, variables: dict[str, str], log: str) -> None:
-    """Run one process of one job."""
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         os.dup2(os.open(f"{log}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666), stream.fileno())
     os.environ.update(variables)

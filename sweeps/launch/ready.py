@@ -32,7 +32,6 @@ class ReadyJobs:
         self._statuses, self._refreshed = JobStatuses(store), time.monotonic()
 
     def open(self) -> list[int]:
-        """Return the jobs that have not ended."""
         return [n for n in range(len(self.tasks)) if n not in self.ended]
 
     def ready(self, running: Container[int] = ()) -> list[int]:

@@ -1,10 +1,9 @@
 """Sort the missing stages of a plan by what earlier launches on the store have submitted."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sweeps.state.job_status import JobStatus, JobStatuses, Submitted
-from sweeps.state.records import FAILED, JobRecord
+from sweeps.state.records import FAILED
 from sweeps.study.plan import Plan
 
 
@@ -19,23 +18,24 @@ class Reconciled:
     elsewhere: set[str] = field(default_factory=set)  # not submitted: they need a live one that Slurm cannot wait for
 
 
-def reconcile(
-    plan: Plan, statuses: JobStatuses, *, retry: bool, can_await: Callable[[JobRecord], bool] = lambda _: True
-) -> Reconciled:
+def reconcile(plan: Plan, statuses: JobStatuses, *, retry: bool, slurm: bool) -> Reconciled:
     """Sort the missing stages of a plan. Stages that were cancelled or never started count as never submitted.
 
-    `can_await` tells whether new jobs can depend on a live one.
+    With `slurm`, jobs are submitted to Slurm, so they cannot depend on a live job of this machine.
     """
     found = Reconciled()
+    live = found.live
     for stage in plan.missing:
         job, inputs = statuses.newest(stage.id), [parent.id for parent in stage.parents]
         if job is not None and job.status.live:
-            found.live[stage.id] = job
+            live[stage.id] = job
         elif job is not None and job.status.state == FAILED and not retry:
             found.failed[stage.id] = job.status
         elif any(i in found.failed or i in found.behind for i in inputs):
             found.behind.add(stage.id)
-        elif any(i in found.elsewhere or (i in found.live and not can_await(found.live[i].record)) for i in inputs):
+        elif slurm and any(
+            i in found.elsewhere or (i in live and not live[i].record.slurm) for i in inputs
+        ):
             found.elsewhere.add(stage.id)
         else:
             found.submit.add(stage.id)

@@ -37,7 +37,6 @@ def environment(code: Path, python_path: str | None) -> dict[str, str]:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    """Yield every file with its path in the copy."""
     packages = {name: find_spec(name) for name in _PACKAGES}
     folders = {name: Path(spec.origin).parent for name, spec in packages.items() if spec and spec.origin}
     if not compose.conf_dir().is_relative_to(folders["iris"]):

@@ -19,7 +19,7 @@ from sweeps.launch.launchers import Inline, Launcher, Local, Slurm
 from sweeps.launch.reconcile import Reconciled, orphans, reconcile
 from sweeps.state import slurm_cli
 from sweeps.state.job_status import JobStatuses
-from sweeps.state.records import Folder, JobRecord, Launch, Records, new_id
+from sweeps.state.records import Folder, Launch, Records, new_id
 from sweeps.study.experiments import Planned, facts, policy_row
 from sweeps.study.plan import Plan, make_plan
 
@@ -73,7 +73,7 @@ def launch(request: Request, launcher: Launcher, store: Store) -> Report:
             if isinstance(launcher, Slurm):
                 slurm_cli.cancel_strays(records)
             statuses = JobStatuses(store)
-            found = reconcile(plan, statuses, retry=request.retry, can_await=lambda job: _can_await(launcher, job))
+            found = reconcile(plan, statuses, retry=request.retry, slurm=isinstance(launcher, Slurm))
             report = Report(len(plan.cached), found, make_jobs(plan, launcher, found.submit))
             if report.jobs:
                 _check(report.jobs, launcher)
@@ -107,10 +107,6 @@ def new_launch(
         host=platform.node(),
         settings=asdict(launcher),
     )
-
-
-def _can_await(launcher: Launcher, job: JobRecord) -> bool:
-    return job.slurm is not None or not isinstance(launcher, Slurm)
 
 
 def _check(jobs: Sequence[Job], launcher: Launcher) -> None:

@@ -31,7 +31,6 @@ class Work:
 
     @property
     def folder(self) -> Folder:
-        """The launch's folder."""
         return Records(Store(self.store)).folder(self.launch)
 
     def heartbeat(self, attempt: int = 0) -> Heartbeat:
@@ -62,7 +61,6 @@ class CountingStore(Store):
         self.heartbeat = heartbeat
 
     def commit(self, kind: str, key: str, claim: Claim, manifest: dict[str, Any]) -> Artifact:
-        """Seal a claim's files."""
         self.heartbeat.kept += 1
         return super().commit(kind, key, claim, manifest)
 

@@ -32,13 +32,12 @@ class JobStatus:
 
     @property
     def live(self) -> bool:
-        """Whether it is pending or running."""
         return self.state in LIVE
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job of a launch and its status."""
+    """A job of a launch and its status; `id` is `launch/n`."""
 
     folder: Folder
     record: JobRecord
@@ -46,7 +45,6 @@ class Submitted:
 
     @property
     def id(self) -> str:
-        """`launch/n`."""
         return f"{self.folder.id}/{self.record.job}"
 
 
@@ -107,7 +105,6 @@ class JobStatuses:
         return newest
 
     def of(self, folder: Folder, job: JobRecord) -> Submitted:
-        """Return a job with its status."""
         name = f"{folder.id}/{job.job}"
         if name not in self._found:
             self._found[name] = Submitted(folder, job, self._status(folder, job))

@@ -91,7 +91,6 @@ class Folder:
 
     @property
     def id(self) -> str:
-        """The launch's id."""
         return self.path.name
 
     @property
@@ -128,7 +127,6 @@ class Folder:
             return None
 
     def write_state(self, job: int, state: State) -> None:
-        """Replace the state of job n."""
         _write(self.path / "state" / f"{job}.json", asdict(state))
 
     def mark(self, job: int, state: str, error: str = "") -> None:
@@ -141,18 +139,16 @@ class Folder:
         return FileLock(self.path / "state" / f"{name}.lock", thread_local=False)
 
     def held(self, name: str) -> bool:
-        """Return whether a living process holds that lock."""
         return held(self.path / "state" / f"{name}.lock")
 
 
 class Records:
-    """The records of one store."""
+    """The records of one store, launches the oldest first."""
 
     def __init__(self, store: Store) -> None:
         self.root = store.root / ".sweeps"
 
     def launches(self) -> list[Folder]:
-        """Return all launches, the oldest first."""
         found = (self.root / "launches").glob("*/launch.json")
         return [Folder(path.parent) for path in sorted(found)]
 
@@ -160,7 +156,6 @@ class Records:
         return Folder(self.root / "launches" / launch)
 
     def create(self, launch: Launch) -> Folder:
-        """Record a new launch."""
         folder = self.folder(launch.id)
         for path in (folder.path / "state", folder.logs):
             path.mkdir(parents=True)
@@ -184,7 +179,6 @@ class Records:
         return content
 
     def studies(self) -> list[str]:
-        """Return the names of all studies launched so far."""
         return sorted(path.stem for path in (self.root / "studies").glob("*.json"))
 
     def lock(self) -> FileLock:

@@ -27,7 +27,6 @@ class Removal:
 
     @property
     def total(self) -> int:
-        """Bytes that the removal frees."""
         return sum(self.sizes.values())
 
 

@@ -39,7 +39,6 @@ def call(*command: str, seconds: float = _SECONDS) -> str:
 
 
 def missing(program: str) -> UserError:
-    """Return the error for a machine without Slurm."""
     return UserError(
         f"{program}: no such program here. Run this on a machine of a Slurm cluster, or use launcher=local."
     )
