@@ -33,9 +33,7 @@ def reconcile(plan: Plan, statuses: JobStatuses, *, retry: bool, slurm: bool) ->
             found.failed[stage.id] = job.status
         elif any(i in found.failed or i in found.behind for i in inputs):
             found.behind.add(stage.id)
-        elif slurm and any(
-            i in found.elsewhere or (i in live and not live[i].record.slurm) for i in inputs
-        ):
+        elif slurm and any(i in found.elsewhere or (i in live and not live[i].record.slurm) for i in inputs):
             found.elsewhere.add(stage.id)
         else:
             found.submit.add(stage.id)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from iris.plan import Chain
 from iris.store import Store
 from sweeps.study.declare import points
 from sweeps.study.experiments import compose_all
@@ -27,13 +28,17 @@ def write_study(folder: Path, **sections: Any) -> Path:
 
 
 def tiny_plan(folder: Path, *, without: Sequence[str] = (), **sections: Any) -> tuple[Plan, Store]:
-    """The plan of such a study, without the stages of some kinds, which nothing else may need."""
+    """Return the plan of such a study, without the stages of some kinds, which nothing else may need."""
     study = load_study(str(write_study(folder, **sections)))
     experiments = compose_all(points(study))
-    kept = [tuple(s for s in e.chain.stages if s.kind not in without) for e in experiments]
-    shorter = [replace(e, chain=replace(e.chain, stages=s)) for e, s in zip(experiments, kept, strict=True)]
+    shorter = [replace(e, chain=_shorter(e.chain, without)) for e in experiments]
     store = Store(folder / "store")
     return make_plan(shorter, store, study.name), store
+
+
+def _shorter(chain: Chain, without: Sequence[str]) -> Chain:
+    stages = tuple(stage for stage in chain.stages if stage.kind not in without)
+    return replace(chain, stages=stages, rows=tuple(row for row in chain.rows if row.evaluate in stages))
 
 
 def files(store: Store) -> Mapping[tuple[str, str], dict[str, str]]:
