@@ -1,4 +1,4 @@
-"""From finished experiments to frames, statistics, tables, figures and a report: `python -m analysis`."""
+"""Frames, statistics, tables, figures and reports of finished experiments: `python -m analysis`."""
 
 from analysis.collect.frames import Frames, load
 

@@ -1,14 +1,14 @@
 """python -m analysis COMMAND study=NAME [store=FOLDER] [key=value …]
 
-  table study=NAME [by=task]       scores, by=task, iteration, size, cost, state or (of a search) trial;
+  table study=NAME [by=task]       scores, by=task, iteration, size, cost, state or (searches) trial;
                                    published=true adds the papers'
-  differences study=NAME           every method against baseline=METHOD: interval, tests, effect
-  efficiency study=NAME            what annotations buy; claim=iris@26k:sft@200k compares two points
+  differences study=NAME           every method against baseline=METHOD: intervals, tests, effects
+  efficiency study=NAME            scores by annotations; claim=iris@26k:sft@200k compares two points
   figures study=NAME               all figures as PNG, SVG and PDF
   report study=NAME                one HTML page with everything
   compare A B                      two studies, STUDY[@STORE][#COMMIT] each, method by method
 
-Tables go to the terminal, or with out=FILE.md, .tex, .csv, .parquet or .html into a file.
+Tables are printed, or written to out=FILE.md, .tex, .csv, .parquet or .html.
 """
 
 import sys
@@ -27,7 +27,7 @@ _MODULES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit status."""
+    """Run a command and return its exit status."""
     return command_line.main(__doc__ or "", _MODULES, arguments)
 
 

@@ -1,4 +1,4 @@
-"""python benchmarks/analysis_load.py [experiments]     how long `analysis.load` takes, cold and warm
+"""python benchmarks/analysis_load.py [experiments]     time `analysis.load`, cold and warm
 
 Writes a store of 10,000 experiments × 5 iterations × 10 tasks in a temporary folder (1 GB) and reads it: without an
 index, with one, and after one more experiment has finished. Wall and CPU seconds, children included.
@@ -25,7 +25,7 @@ ITERATIONS, METHODS, SIZES = (
     (14_000, 26_000, 50_000, 100_000, 200_000),
 )
 COST = {"seconds": 10.0, "cpu_seconds": 8.0, "gpu_seconds": 6.0, "tokens": 100, "processes": 1}
-SAID = {
+PROVENANCE = {
     "code": {"commit": "0" * 40, "diff": None},
     "packages": {f"package{n}": "1.2.3" for n in range(11)},
     **dict.fromkeys(("python", "host", "platform", "device"), "somewhere"),
@@ -45,14 +45,14 @@ def stage(root: Path, kind: str, name: str, results: dict[str, Any], files: dict
         for file, text in (files or {}).items():
             (folder / file).write_text(text)
         manifest = {"kind": kind, "key": key, "name": name, "identity": {"batch": 64}, "inputs": {}, "results": results}
-        manifest |= {"cost": COST, "provenance": SAID, "files": sums}
+        manifest |= {"cost": COST, "provenance": PROVENANCE, "files": sums}
         digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
         (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": digest}, indent=1))
     return f"{kind}/{key}"
 
 
 def evaluate(root: Path, name: str, seed: int) -> str:
-    """An evaluation of ten tasks with one metric each."""
+    """Write an evaluation of ten tasks with one metric each."""
     values = {task: (hash((name, task, seed)) % 1000) / 1000 for task in TASKS}
     content = {
         "tasks": {task: {"acc,none": value, "acc_stderr,none": 0.01} for task, value in values.items()},
@@ -65,7 +65,7 @@ def evaluate(root: Path, name: str, seed: int) -> str:
 
 
 def experiment(root: Path, number: int) -> Iterator[str]:
-    """The stages of one experiment: nothing shared but the base, the data and SFT."""
+    """Write the stages of one experiment; base, data and SFT are shared."""
     method, rest = METHODS[number % 7], number // 7
     size, seed = SIZES[rest % len(SIZES)], rest // len(SIZES)
     yield stage(root, "base", "model", {})
@@ -84,7 +84,7 @@ def experiment(root: Path, number: int) -> Iterator[str]:
 
 
 def point(root: Path, number: int) -> dict[str, Any]:
-    """One experiment as the record of a study has it."""
+    """Return one experiment of a study's record."""
     method, rest = METHODS[number % 7], number // 7
     facts = {"method": method, "model": "model", "data": "data", "size": SIZES[rest % len(SIZES)], "schedule": None}
     facts |= {"seed": rest // len(SIZES), "iterations": ITERATIONS, "tasks": TASKS}
@@ -101,7 +101,7 @@ def point(root: Path, number: int) -> dict[str, Any]:
 
 
 def timed(store: Store, what: str) -> None:
-    """Load once and print what it took."""
+    """Load once and print the time."""
     wall, before = time.perf_counter(), os.times()
     frames = analysis.load("big", store)
     after = os.times()

@@ -1,4 +1,4 @@
-"""What is measured: groups of processes that take turns, ours first, and how far ahead of each peer ours should be."""
+"""Groups of processes to measure, ours first, and the bars: by how much ours should beat each peer."""
 
 from dataclasses import dataclass, replace
 
@@ -7,10 +7,10 @@ CEILING = "largest matrix products"
 
 @dataclass(frozen=True)
 class Case:
-    """A process: its label in the table, its command, and the bars.
+    """A process: label, command and bars.
 
-    The first case of the group should be `rate` times as fast at least, or `most` times at most, and take at most
-    `memory` times its memory.
+    The first case of the group should be at least `rate` times as fast (`most`: at most), with at most `memory` times
+    the memory.
     """
 
     label: str
@@ -27,7 +27,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Processes that take turns, compared with the first; `per_flop`: for as many operations, not units, of work."""
+    """Processes compared with the first; `per_flop` compares rates per operation instead of per unit of work."""
 
     name: str
     title: str
@@ -45,7 +45,7 @@ def _steps(
     batch: int = 8,
     share: float | None = None,
 ) -> Group:
-    """Our step beside TRL's and the plain loop."""
+    """Compare our step with TRL's and the plain loop."""
     default, cached, best, memory = bars
     cases = [
         Case("iris (spin)", "step", "spin", share=share),
@@ -61,7 +61,7 @@ def _steps(
 
 
 def _methods(model: str) -> Group:
-    """All methods on the same prompts, in terms of the operations each needs."""
+    """Compare all methods on the same prompts, per operation."""
     names = ("spin", "sft", "space", "spif", "t_spin", "tpaw", "iris")
     cases = tuple(Case(name, "step", name, most=None if name == "spin" else 1.1) for name in names)
     return Group(
@@ -91,7 +91,7 @@ def _scoring(model: str) -> Group:
 
 
 def _scaling(model: str, lengths: tuple[int, ...], vocabularies: tuple[int, ...], sizes: tuple[int, ...]) -> Group:
-    """Our step away from one point, one dimension at a time: 512 packed tokens a pair, the smallest vocabulary."""
+    """Vary one dimension of our step at a time, from 512 packed tokens a pair and the smallest vocabulary."""
     points = [(length, vocabularies[0], 8) for length in lengths]
     points += [(512, vocabulary, 8) for vocabulary in vocabularies[1:]]
     points += [(512, vocabularies[0], batch) for batch in sizes]
@@ -110,7 +110,7 @@ def _scaling(model: str, lengths: tuple[int, ...], vocabularies: tuple[int, ...]
 
 
 def sharded(model: str, gpus: int) -> Group:
-    """Our step over all GPUs, replicated and sharded, beside one GPU, with as many pairs for each GPU."""
+    """Compare our step on all GPUs, replicated and sharded, with one GPU, at equal pairs per GPU."""
     cases = [Case("one GPU", "step", "spin", ("--batch", "16"))]
     for kind in ("ddp", "fsdp2"):
         arguments = ("--batch", str(16 * gpus), "--distributed", kind)
@@ -130,7 +130,7 @@ BARELESS = (None, None, None, None)
 _STEPS = ("spin", "trl", "trl-cached", "trl-best", "plain-cached", "matmul")
 CPU = (
     _steps("vocabulary 4k", "v4k", (4.0, 2.8, 1.7, 0.55)),
-    # The loop with an online reference takes long here and decides nothing.
+    # The loop with an online reference is slow and adds nothing here.
     _only(_steps("vocabulary 32k", "v32k", (6.0, 4.5, 2.5, 1 / 3)), *_STEPS),
     _only(_steps("vocabulary 152k", "v152k", BARELESS, batch=2), "spin", "trl", "trl-best", "matmul"),
     _methods("v4k"),

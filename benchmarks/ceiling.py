@@ -1,7 +1,7 @@
 """python benchmarks/ceiling.py --variant matmul
 
-The rate of the largest matrix products this device does, in the precision of training: float32 on one CPU thread,
-bfloat16 on a GPU. What a step's operations take at this rate is the least it can take.
+Measure the rate of large matrix products in the precision of training: float32 on one CPU thread, bfloat16 on a GPU. It
+bounds the rate of a training step.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Run the processes of a group by turns, so that what disturbs the machine disturbs all of them alike."""
+"""Run the processes of a group in turns, so that disturbances of the machine affect all of them alike."""
 
 import json
 import os
@@ -22,7 +22,7 @@ class OutOfMemory(RuntimeError):
 
 
 class Worker:
-    """A process that measures one window for every line it is sent, and nothing while it waits."""
+    """A process that measures one window per line that it receives."""
 
     def __init__(self, case: Case, arguments: Sequence[str]) -> None:
         self.case, self.errors = case, TemporaryFile("w+")  # noqa: SIM115
@@ -37,7 +37,7 @@ class Worker:
         self.input, self.output = self.process.stdin, self.process.stdout
 
     def read(self) -> dict[str, Any]:
-        """What the process says next; RuntimeError if it ends instead."""
+        """Return the next line of the process. Raises RuntimeError if it ends."""
         line = self.output.readline()
         if not line:
             self.process.wait()
@@ -49,7 +49,7 @@ class Worker:
         return result
 
     def measure(self) -> dict[str, Any]:
-        """One window."""
+        """Measure one window."""
         self.input.write("\n")
         self.input.flush()
         return self.read()
@@ -65,11 +65,10 @@ class Worker:
 
 
 def measure(group: Group, rounds: int, together: bool, say: Callable[[str], None]) -> dict[str, Lines]:
-    """The windows of each case, by label, the first line its warm-up.
+    """Return the windows of each case by label, the warm-up first.
 
-    `together`: all processes stay alive and take turns window by window. Otherwise, where they would not fit into the
-    memory of the GPU, each runs alone for half of the windows, and once more in the opposite order; a case that does
-    not fit at all has no lines.
+    With `together` all processes stay alive and take turns. Otherwise (they would not fit into GPU memory together)
+    each runs alone for half of the windows, and again in the opposite order; a case that does not fit has no lines.
     """
     if together:
         return _by_turns(group.cases, group.arguments, rounds, say)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the clock, the memory, the arithmetic, and taking turns with other processes."""
+"""Shared by all benchmarks: clock, memory, operation counts, and taking turns with other processes."""
 
 import argparse
 import json
@@ -32,13 +32,13 @@ class Options:
 
     @property
     def shape(self) -> Shape:
-        """The model's, with another vocabulary where one was asked for."""
+        """The model's shape, with `vocabulary` if it is given."""
         named = SHAPES[self.model]
         return Shape(**{**vars(named), "vocabulary": self.vocabulary or named.vocabulary})
 
     @property
     def batches(self) -> int:
-        """A warm-up batch and those of all windows."""
+        """The number of batches: a warm-up and all windows."""
         return 1 + self.rounds * self.window
 
 
@@ -62,9 +62,8 @@ def options(description: str | None, variants: Iterable[str]) -> Options:
 class Meter:
     """Prints a JSON line after a warm-up step and after every window of steps.
 
-    Time is CPU time of the process, which other processes disturb least, and on a GPU wall time. Memory is the peak of
-    the process so far: its resident set, and on a GPU what its tensors took there. Of several processes that work
-    together the first one measures.
+    Time is CPU time, which other processes disturb least; on a GPU wall time. Memory is the peak so far: the resident
+    set, on a GPU the tensors. Of several cooperating processes the first one measures.
     """
 
     def __init__(self, window: int, driven: bool = False) -> None:
@@ -75,7 +74,7 @@ class Meter:
         self._begin()
 
     def mark(self, units: float, flops: float = 0.0, **facts: Any) -> None:
-        """A step is done: `units` of work that take `flops` operations at least."""
+        """Count a finished step: `units` of work that need at least `flops` operations."""
         self.steps += 1
         self.units += units
         self.flops += flops
@@ -96,8 +95,7 @@ class Meter:
 class StepMeter(Meter):
     """A meter of training steps on batches of a pool, in pairs.
 
-    A batch counts for as many average pairs of the pool as its operations make, so that batches of different lengths
-    can be compared.
+    A batch counts as its operations in average pairs of the pool, so that batches of different lengths are comparable.
     """
 
     def __init__(self, run: Options, pool: Sequence[Row]) -> None:
@@ -106,13 +104,13 @@ class StepMeter(Meter):
         super().__init__(run.window, run.driven)
 
     def step(self, batch: Iterable[Row], loss: float) -> None:
-        """A step on a batch is done."""
+        """Count a finished step on a batch."""
         flops = train_flops(self.shape, batch)
         self.mark(flops / self.pair, flops, loss=loss)
 
 
 def clock() -> float:
-    """Seconds of CPU time; of wall time on a GPU, once it has done its work."""
+    """Return seconds of CPU time; on a GPU synchronise and return wall time."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -120,7 +118,7 @@ def clock() -> float:
 
 
 def peak_memory() -> int:
-    """Bytes. Linux keeps the peak of a process by itself; `ru_maxrss` also counts the parent's before exec."""
+    """Return bytes; from /proc, since `ru_maxrss` includes the parent's memory before exec."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -128,10 +126,10 @@ def peak_memory() -> int:
 
 
 def forward_flops(shape: Shape, rows: Iterable[Row]) -> float:
-    """Floating-point operations that log π(response | prompt) of these rows takes at least.
+    """Return the minimum of floating-point operations for log π(response | prompt) of some rows.
 
-    Two for each weight and token, the prompt once for its responses; the output projection where a response token is
-    predicted and nowhere else; attention to what is visible and nothing else.
+    Two per weight and token, with the prompt once for its responses, the output projection at predicted response tokens
+    only, and attention to visible tokens only.
     """
     total = 0.0
     for row in rows:
@@ -143,7 +141,7 @@ def forward_flops(shape: Shape, rows: Iterable[Row]) -> float:
 
 
 def train_flops(shape: Shape, rows: Iterable[Row]) -> float:
-    """The same with the gradient, which takes twice as many again."""
+    """Return the operations with the gradient: three times the forward pass."""
     return 3 * forward_flops(shape, rows)
 
 

@@ -1,4 +1,4 @@
-"""The training step as a tutorial writes it, on SPIN's loss (DPO's, β = 0.1): padded rows, all logits, log-softmax."""
+"""The training step of tutorials on SPIN's loss (DPO's, β = 0.1): padded rows, all logits, log-softmax."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from workload import BETA, LEARNING_RATE, MAX_NORM, PAD, Shape, device, model
 
 
 def plain(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, *, cached: bool) -> None:
-    """Measure the loop; `cached`: the reference's log-probabilities are computed beforehand."""
+    """Measure the loop; with `cached`, the reference's log-probabilities are computed beforehand."""
     policy, reference = model(shape), model(shape, seed=1)
     if shape.checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
@@ -43,7 +43,7 @@ def _frozen(reference: PreTrainedModel, batch: Sequence[Row]) -> Tensor:
 
 
 def response_logps(policy: PreTrainedModel, batch: Sequence[Row]) -> Tensor:
-    """[2B] log-probabilities, of the annotated responses and then of the synthetic ones, by padded rows."""
+    """Return log-probabilities [2B] of the annotated and then the synthetic responses, from padded rows."""
     pairs = [(row.prompt, row.responses[r]) for r in (0, 1) for row in batch]
     tokens = [torch.tensor([*prompt, *response], device=device()) for prompt, response in pairs]
     ids = pad_sequence(tokens, batch_first=True, padding_value=PAD)

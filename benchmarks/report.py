@@ -1,4 +1,4 @@
-"""From the windows of all cases to the table: medians, ratios within each round, and the bars."""
+"""The table of results: medians, ratios within each round, and bars."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ at least, relative to those of the largest matrix products in as much time."""
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; None where a number makes no sense."""
+    """A line of the table; None where a number does not apply."""
 
     label: str
     rate: float
@@ -29,7 +29,7 @@ class Row:
 
 
 def row(group: Group, case: Case, lines: Mapping[str, Lines]) -> Row | None:
-    """The numbers of a case; None if it did not fit into memory."""
+    """Return the numbers of a case; None if it did not fit into memory."""
     own, first, ceiling = (_windows(lines.get(label, [])) for label in (case.label, group.cases[0].label, CEILING))
     if not own:
         return None
@@ -56,7 +56,7 @@ def _rate(line: Mapping[str, float], unit: str) -> float:
 
 
 def table(groups: Sequence[Group], results: Mapping[str, Mapping[str, Lines]], clock: str) -> list[str]:
-    """The lines of the table, at most 80 characters wide."""
+    """Return the lines of the table, at most 80 characters wide."""
     lines = [_format(HEAD)]
     for group in groups:
         lines += ["", f"{group.title}: {group.unit} per {clock}"]
@@ -110,14 +110,14 @@ def _format(cells: Sequence[str]) -> str:
 
 
 def disagreement(group: Group, lines: Mapping[str, Lines]) -> float | None:
-    """The largest difference between our loss and that of peers on the same batches; None where there are none."""
+    """Return the largest difference between our loss and those of peers on the same batches; None without peers."""
     ours = lines[group.cases[0].label]
     peers = [lines[case.label] for case in group.cases if case.same_loss]
     return max((abs(a["loss"] - b["loss"]) for peer in peers for a, b in zip(ours, peer, strict=False)), default=None)
 
 
 def growth(group: Group, lines: Mapping[str, Lines]) -> tuple[float, float]:
-    """From the smallest vocabulary of a scaling group to the largest: bytes, and bytes for each new weight."""
+    """Return the memory from the smallest to the largest vocabulary: bytes, and bytes per added weight."""
     from workload import SHAPES
 
     hidden = SHAPES[group.arguments[1]].hidden
@@ -128,7 +128,7 @@ def growth(group: Group, lines: Mapping[str, Lines]) -> tuple[float, float]:
 
 
 def misses(groups: Sequence[Group], results: Mapping[str, Mapping[str, Lines]]) -> Iterator[str]:
-    """The cases that miss a bar."""
+    """Return the cases that miss a bar."""
     for group in groups:
         for case in group.cases:
             if "✗" in (text := _line(group, case, results[group.name])):

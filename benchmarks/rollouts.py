@@ -1,9 +1,8 @@
 """python benchmarks/rollouts.py --variant slots --model v4k
 
-Tokens per second of sampling the responses to a set of prompts, in a process of its own: our engine, or transformers'
-`generate` and continuous batching. An untrained model does not end its responses, so every response ends at a length
-that is given with its prompt; the length of the annotated response is what an engine may expect. `--batch` counts
-prompts.
+Measure sampled tokens per second, in a separate process: our engine, or transformers' `generate` and continuous
+batching. An untrained model does not end its responses, so each ends at a given length; engines may expect the length
+of the annotated response. `--batch` counts prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,14 +36,14 @@ class Task:
 
 
 def tasks(count: int, vocabulary: int) -> list[Task]:
-    """The mix of lengths of the training benchmark, cut at the limit."""
+    """Return the training benchmark's mix of lengths, cut at the limit."""
     data = rows(count, vocabulary)
     ends = [[min(len(response), LIMIT) for response in row.responses] for row in data]
     return [Task(np.asarray(row.prompt).tolist(), end, hint) for row, (hint, end) in zip(data, ends, strict=True)]
 
 
 class _Imposed(SlotEngine):
-    """Our engine with the lengths of the tasks in place of the end-of-sequence token."""
+    """Our engine with given lengths in place of the end-of-sequence token."""
 
     lengths: Sequence[int]
 
@@ -53,7 +52,7 @@ class _Imposed(SlotEngine):
 
 
 def slots(policy: PreTrainedModel) -> Callable[[Sequence[Task]], int]:
-    """`iris.sampling.slots.SlotEngine`, as the `generate` stage runs it."""
+    """Run `iris.sampling.slots.SlotEngine` as the `generate` stage does."""
     engine = _Imposed(policy, [], Execution().slots)
 
     def run(work: Sequence[Task]) -> int:
@@ -75,7 +74,7 @@ class _Lengths(StoppingCriteria):
 def generate(
     policy: PreTrainedModel, *, size: int = 16, ordered: bool = False, **settings: Any
 ) -> Callable[[Sequence[Task]], int]:
-    """`transformers.generate` of `size` prompts at once; `ordered`: those expected to be long together and first."""
+    """Run `transformers.generate` on `size` prompts at once, `ordered` by expected length, the longest first."""
 
     def run(work: Sequence[Task]) -> int:
         work = _by_hint(work) if ordered else work
@@ -95,7 +94,7 @@ def generate(
 
 
 def continuous(policy: PreTrainedModel) -> Callable[[Sequence[Task]], int]:
-    """Its continuous batching, the longest expected first, with room for as many sequences as our engine has."""
+    """Run transformers' continuous batching, the longest expected first, with as many slots as our engine."""
     count = Execution().slots
     most = -(-(200 + LIMIT) // PAGE)  # pages of the longest prompt and response
     limits: dict[str, Any] = {"page_size": PAGE, "num_blocks": count * most, "max_batch_tokens": 512}
@@ -123,7 +122,7 @@ def continuous(policy: PreTrainedModel) -> Callable[[Sequence[Task]], int]:
 
 
 def _settings(**extra: Any) -> GenerationConfig:
-    """Plain sampling from the softmax."""
+    """Return settings for plain sampling from the softmax."""
     base = {"do_sample": True, "top_k": 0, "max_new_tokens": LIMIT, "eos_token_id": None, "pad_token_id": PAD}
     return GenerationConfig(**base | extra)  # type: ignore[no-untyped-call]
 
@@ -135,7 +134,7 @@ def _by_hint(work: Sequence[Task]) -> list[Task]:
 VARIANTS: dict[str, Callable[[PreTrainedModel], Callable[[Sequence[Task]], int]]] = {
     "slots": slots,
     "generate": generate,
-    # Each at the size that is fastest for it on a CPU, of 16, 32 and 64.
+    # The fastest of 16, 32 and 64 for each on a CPU.
     "generate-sorted": partial(generate, size=32, ordered=True),
     "generate-static": partial(generate, size=64, ordered=True, cache_implementation="static", disable_compile=True),
     "continuous": continuous,

@@ -1,8 +1,8 @@
 """python benchmarks/run.py                          everything; prints the table and writes benchmarks/RESULTS.md
 python benchmarks/run.py --only step-v32k           one group; RESULTS.md keeps the others as they were
-python benchmarks/run.py --quick                    a tiny model and one round, to see that everything runs
+python benchmarks/run.py --quick                    a tiny model and one round, as a check
 
-On a machine with a GPU the groups for GPUs, otherwise those for one CPU thread.
+Runs the groups for GPUs where there is one, else those for one CPU thread.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RAW = HERE / "results.json"
 
 
 def machine() -> dict[str, str]:
-    """What ran: processor, memory, GPU and versions."""
+    """Return processor, memory, GPU and versions."""
     import torch
 
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -43,7 +43,7 @@ def machine() -> dict[str, str]:
 
 
 def gather(groups: Iterable[Group], rounds: int, together: bool, console: Console) -> dict[str, Any]:
-    """Measure the groups one after the other; what is done is kept on disk."""
+    """Measure the groups one after the other, saving each."""
     results: dict[str, Any] = {}
     about = machine()
     with console.status("") as status:
@@ -61,12 +61,12 @@ def _group(values: Mapping[str, Any]) -> Group:
 
 
 def clock(about: Mapping[str, str]) -> str:
-    """The unit of time of a machine's results."""
+    """Return the unit of time of a machine's results."""
     return "CPU-second" if about["GPU"].startswith("none") else "second"
 
 
 def section(names: Sequence[str], results: Mapping[str, Any]) -> list[str]:
-    """The table of groups measured on one machine, and what else follows from them."""
+    """Return the table and the further results of one machine."""
     groups = [_group(results[name]["group"]) for name in names]
     cases = {name: results[name]["cases"] for name in names}
     lines = report.table(groups, cases, clock(results[names[0]]["machine"]))
@@ -85,7 +85,7 @@ def section(names: Sequence[str], results: Mapping[str, Any]) -> list[str]:
 
 
 def document(results: Mapping[str, Any]) -> str:
-    """RESULTS.md: one section a machine."""
+    """Return RESULTS.md, a section per machine."""
     parts = [
         "# Results\n",
         "Written by `python benchmarks/run.py`; [README.md](README.md) says what is measured and how.\n",
@@ -102,7 +102,7 @@ def document(results: Mapping[str, Any]) -> str:
 
 
 def known(gpus: int) -> dict[str, Group]:
-    """The groups for this machine; the first ones, without those that only `--only` names, are the default."""
+    """Return the groups for this machine: the default ones, and those that only `--only` runs."""
     groups = (*GPU, *((sharded("qwen2.5-3b", gpus),) if gpus > 1 else ())) if gpus else (*CPU, *MORE)
     return {group.name: group for group in groups}
 

@@ -1,7 +1,7 @@
 """python benchmarks/scoring.py --variant packed --model v4k
 
-Pairs per second of log-probabilities without gradient, in a process of its own: ours, or forward passes of
-transformers over padded rows and over one sequence at a time.
+Measure pairs per second of log-probabilities without gradient, in a separate process: ours, or forward passes of
+transformers over padded rows or single sequences.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ Score = Callable[[Sequence[Row]], Tensor]
 
 
 def packed(base: PreTrainedModel) -> Score:
-    """`iris.model.logprobs.Policy`, as the `score` stage runs it."""
+    """Score with `iris.model.logprobs.Policy`, as the `score` stage does."""
     policy = Policy(base).eval()
 
     def run(batch: Sequence[Row]) -> Tensor:
@@ -36,7 +36,7 @@ def packed(base: PreTrainedModel) -> Score:
 
 
 def padded_rows(base: PreTrainedModel, size: int = 8) -> Score:
-    """Rows of similar length side by side, padded to the longest of them; all logits and a log-softmax."""
+    """Score padded rows of similar length, with all logits and a log-softmax."""
 
     def run(batch: Sequence[Row]) -> Tensor:
         order = np.argsort([padded(row) for row in batch])
@@ -49,7 +49,7 @@ def padded_rows(base: PreTrainedModel, size: int = 8) -> Score:
 
 
 def one_by_one(base: PreTrainedModel) -> Score:
-    """A forward pass without padding: one sequence at a time."""
+    """Score one sequence at a time, without padding."""
 
     def logp(row: Row, r: int) -> Tensor:
         ids = torch.tensor([[*row.prompt, *row.responses[r]]], device=device())
@@ -66,7 +66,7 @@ VARIANTS = {"packed": packed, "padded": padded_rows, "one-by-one": one_by_one}
 
 
 def main() -> None:
-    """Measure one variant; a step is 4 batches at once, as data are scored in shards."""
+    """Measure one variant; a step is 4 batches, since data are scored in shards."""
     run = options(__doc__, VARIANTS)
     count = 4 * run.batch
     work = batches(rows(count * run.batches, run.shape.vocabulary), count, run.batches)

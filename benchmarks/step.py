@@ -1,6 +1,6 @@
 """python benchmarks/step.py --variant ours --model v32k
 
-Pairs per second of one training step's variant, in a process of its own: our step with any method, or a peer.
+Measure pairs per second of a training step, in a separate process: ours with any method, or a peer's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ SETTINGS: Mapping[str, Any] = {
 
 
 def references(shape: Shape, players: int, data: Sequence[Row]) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """[J, R, N] log-probabilities under J models that are not the policy."""
+    """Return log-probabilities [J, R, N] under J reference models."""
     return np.stack([_score(shape, 1 + j, data) for j in range(players)]) if players else None
 
 
@@ -73,7 +73,7 @@ def _score(shape: Shape, seed: int, data: Sequence[Row]) -> np.ndarray[Any, np.d
 
 
 def training_set(work: Sequence[Sequence[Row]], shape: Shape, method: str) -> TrainingSet:
-    """The samples, laid out so that the run's own order takes them batch by batch as they are given."""
+    """Return the samples laid out so that the run's order takes the given batches."""
     flat = [row for batch in work for row in batch]
     order = [i for n in range(len(work)) for i in batching.global_batch(n, len(flat), len(work[0]), SETTINGS["seed"])]
     data: list[Row] = [flat[n] for n in np.argsort(order)]
@@ -83,13 +83,13 @@ def training_set(work: Sequence[Sequence[Row]], shape: Shape, method: str) -> Tr
 
 
 def objective(method: str) -> Objective:
-    """The method as it is shipped; an order of ½ where it has one."""
+    """Return the method with its shipped parameters, and an order of ½ where it has one."""
     loss = yaml.safe_load((compose.conf_dir() / "method" / f"{method}.yaml").read_text())["loss"]
     return Objective(method, loss, (lambda step: 0.5) if needs(method).alpha else None)
 
 
 def ours(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, method: str, distributed: str) -> None:
-    """`iris.training.loop.Run`, as the `train` stage runs it."""
+    """Run `iris.training.loop.Run` as the `train` stage does."""
     on_gpu = device().type == "cuda"
     settings = {**SETTINGS, "batch": len(work[0]), "precision": "bfloat16" if on_gpu else "float32"}
     execution = Execution(tracking=[], checkpoint_minutes=1e9, distributed=distributed)
@@ -105,7 +105,7 @@ def ours(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, method: 
 
 
 def pool(run: Options) -> list[Row]:
-    """The pairs of a long run, of which a few batches are measured."""
+    """Return the pairs of a long run, from which a few batches are measured."""
     count = run.batch * run.batches
     if run.length:
         return even_rows(count, run.shape.vocabulary, run.length)

@@ -20,7 +20,7 @@ from workload import BETA, LEARNING_RATE, MAX_NORM, PAD, Shape, device, model
 
 
 class _Trainer(DPOTrainer):
-    """DPOTrainer on rows that are tokenised already, which keeps the losses it computes."""
+    """DPOTrainer on tokenised rows that records its losses."""
 
     losses: list[float]
 
@@ -44,7 +44,7 @@ class _Marks(TrainerCallback):
 
 
 def trl(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, *, cached: bool, compact: bool) -> None:
-    """Measure DPOTrainer; `cached`: references computed beforehand; `compact`: projects completion positions only."""
+    """Measure DPOTrainer, `cached`: with precomputed references, `compact`: projecting completion positions only."""
     if compact:  # what it does where Triton runs, and as well elsewhere
         trl_utils._use_triton = lambda device: True  # type: ignore[attr-defined]
     hide_bars()
@@ -68,7 +68,7 @@ def trl(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, *, cached
 
 
 def _config(folder: str, batch: int, shape: Shape, cached: bool) -> DPOConfig:
-    """Its defaults but for what must be the same for all, and no recomputation where memory allows, which is faster."""
+    """Return TRL's defaults except for settings that all share, and without recomputation where memory allows."""
     on_gpu = device().type == "cuda"
     return DPOConfig(
         output_dir=folder,

@@ -1,7 +1,7 @@
-"""Models from configuration and the mix of lengths that every benchmark runs on.
+"""Models from configuration and the mix of lengths of all benchmarks.
 
-Prompts have 20 to 200 tokens and responses 20 to 400, log-normal; the responses to one prompt are alike in length
-(correlation 0.6), as annotations and samples are. Token ids are random: no result here depends on what they say.
+Prompts have 20 to 200 tokens and responses 20 to 400, log-normal; lengths of responses to one prompt correlate (0.6),
+as those of annotations and samples do. Token ids are random: no result depends on them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,17 +35,17 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of all layers, but for norms and biases."""
+        """Weights of all layers, without norms and biases."""
         attention = 2 * self.hidden * (self.hidden + self.kv_heads * (self.hidden // self.heads))
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def weights(self) -> int:
-        """All weights; those of the vocabulary count once."""
+        """All weights, the tied vocabulary counted once."""
         return self.layer_weights + self.vocabulary * self.hidden
 
     def config(self) -> Qwen2Config:
-        """As transformers has it."""
+        """Return the configuration for transformers."""
         return Qwen2Config(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -73,12 +73,12 @@ SHAPES = {
 
 
 def device() -> torch.device:
-    """The first GPU, if there is one."""
+    """Return the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def model(shape: Shape, seed: int = 0) -> PreTrainedModel:
-    """Random float32 weights on the device; the policy has seed 0, references have others."""
+    """Return a model with random float32 weights; the policy has seed 0, references have others."""
     torch.manual_seed(seed)
     with device():
         made = Qwen2ForCausalLM(shape.config())
@@ -87,7 +87,7 @@ def model(shape: Shape, seed: int = 0) -> PreTrainedModel:
 
 
 def rows(count: int, vocabulary: int, responses: int = 2) -> list[Row]:
-    """Prompts with their responses: the annotated one, the synthetic one, the proto one."""
+    """Return prompts with annotated, synthetic and proto responses."""
     random = np.random.default_rng(0)
     prompts = _lengths(70, random.normal(size=count), 200)
     common = np.sqrt(0.6) * random.normal(size=count)
@@ -100,7 +100,7 @@ def rows(count: int, vocabulary: int, responses: int = 2) -> list[Row]:
 
 
 def even_rows(count: int, vocabulary: int, length: int) -> list[Row]:
-    """Pairs that all have `length` packed tokens: a fifth is prompt, two fifths are either response."""
+    """Return pairs of `length` packed tokens: one fifth prompt, two fifths each response."""
     random = np.random.default_rng(0)
     response = 2 * length // 5
 
@@ -116,16 +116,16 @@ def _lengths(median: int, normal: np.ndarray[Any, np.dtype[np.float64]], most: i
 
 
 def batches(pool: Sequence[Row], size: int, count: int) -> list[list[Row]]:
-    """The first `count` batches, in the random order of the pool."""
+    """Return the first `count` batches in the random order of the pool."""
     rest: Iterator[Row] = iter(pool)
     return [list(islice(rest, size)) for _ in range(count)]
 
 
 def sorted_batches(pool: Sequence[Row], size: int, rounds: int) -> list[list[Row]]:
-    """Batches of the pool sorted by length that stand for all of them, as a long run meets them.
+    """Return batches that represent a long run over the pool sorted by length.
 
-    First the longest, which decides how much memory the run takes; then in every round the same STRATA batches, from
-    short to long, each in the middle of as many tokens of the pool.
+    The longest comes first and decides the peak memory; then, in every round, the same STRATA batches from short to
+    long, each the middle of an equal share of the pool's tokens.
     """
     order = sorted(pool, key=padded)
     parts = [order[i : i + size] for i in range(0, len(order), size)]
@@ -136,10 +136,10 @@ def sorted_batches(pool: Sequence[Row], size: int, rounds: int) -> list[list[Row
 
 
 def padded(row: Row) -> int:
-    """Tokens of the row's longest sequence."""
+    """Return the tokens of the row's longest sequence."""
     return len(row.prompt) + max(map(len, row.responses))
 
 
 def unpadded(row: Row) -> int:
-    """Tokens of the row's sequences, the prompt in every one."""
+    """Return the tokens of all sequences, each with its prompt."""
     return len(row.responses) * len(row.prompt) + sum(map(len, row.responses))

@@ -1,6 +1,6 @@
 """python -m analysis figures study=NAME [store=FOLDER] [out=FOLDER] [--rebuild]
 
-Writes every figure that the study has something for as PNG, SVG and PDF, by default below outputs/analysis/STUDY.
+Writes the study's figures as PNG, SVG and PDF. Default folder: outputs/analysis/STUDY.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from iris.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     if any(word in ("--help", "-h") for word in arguments):
         print(__doc__)
         return 0

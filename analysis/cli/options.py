@@ -1,4 +1,4 @@
-"""What the commands of `python -m analysis` are told, and where their tables go."""
+"""Settings and output of the commands."""
 
 import io
 from collections.abc import Sequence
@@ -9,21 +9,19 @@ from rich.console import Console
 
 from analysis.collect.frames import Frames, load
 from analysis.show import table
-from analysis.show.table import Sheet
+from analysis.show.table import Table
 from iris.errors import UserError, nearest
 from iris.files import write_atomic
 from sweeps.cli.arguments import Arguments, parse
 
-COMMON = ("study", "store")
-_REBUILD = {"--rebuild": ""}
 _TEXTS = {".md": table.to_markdown, ".tex": table.to_latex, ".csv": table.to_csv, ".html": table.to_html}
 FORMATS = (*_TEXTS, ".parquet")
 
 
 def read(arguments: Sequence[str], settings: Sequence[str], *, names: bool = False) -> Arguments:
-    """Sort the words of a command. Raises UserError for one that it does not know."""
-    known = (*COMMON, *settings)
-    given = parse(arguments, settings=known, flags=_REBUILD, names=names)
+    """Parse the words of a command. Raises UserError for unknown ones."""
+    known = ("study", "store", *settings)
+    given = parse(arguments, settings=known, flags={"--rebuild": ""}, names=names)
     for word in given.overrides:
         key = word.partition("=")[0]
         raise UserError(f"{word}: no setting of this command.{nearest(key, known)} It has: {', '.join(known)}.")
@@ -31,51 +29,46 @@ def read(arguments: Sequence[str], settings: Sequence[str], *, names: bool = Fal
 
 
 def frames(given: Arguments) -> Frames:
-    """The frames of the study that is named. Raises UserError."""
+    """Load the named study. Raises UserError."""
     study = given.get("study", "study=NAME, as it was launched.")
     return load(study, given.settings.get("store"), rebuild="--rebuild" in given.flags)
 
 
 def choice(given: Arguments, key: str, choices: Sequence[str]) -> str:
-    """One of some values; the first is the default. Raises UserError."""
+    """Return a setting, by default the first choice. Raises UserError for any other value."""
     value = given.settings.get(key, choices[0])
     if value not in choices:
         raise UserError(f"{key}={value}: choose one of {', '.join(choices)}.{nearest(value, choices)}")
     return value
 
 
-def flag(given: Arguments, key: str) -> bool:
-    """A setting that is true or false, which is its default. Raises UserError."""
-    return choice(given, key, ("false", "true")) == "true"
-
-
 def check_out(given: Arguments) -> None:
-    """Refuse a file that nothing can be written to, before anything is read. Raises UserError."""
+    """Raise UserError for an unknown file format."""
     out = given.settings.get("out")
     if out and Path(out).suffix not in FORMATS:
         raise UserError(f"out={out}: give a file that ends in {', '.join(FORMATS)}.")
 
 
-def show(given: Arguments, sheets: Sequence[Sheet]) -> None:
-    """Print tables, or write them where `out` says."""
+def show(given: Arguments, tables: Sequence[Table]) -> None:
+    """Print tables, or write them to the file `out`."""
     out = given.settings.get("out")
     if out is None:
         console = Console(highlight=False)
-        for number, each in enumerate(sheets):
+        for number, each in enumerate(tables):
             console.print(*([""] if number else []), table.to_rich(each, console.width), sep="\n")
         return
     path = Path(out).expanduser()
     if path.suffix == ".parquet":
         content = io.BytesIO()
-        pd.concat(map(table.to_frame, sheets)).to_parquet(content, index=False)
+        pd.concat(map(table.to_frame, tables)).to_parquet(content, index=False)
         write(path, content.getvalue())
     else:
-        write(path, "\n".join(str(_TEXTS[path.suffix](each)) for each in sheets).encode())
+        write(path, "\n".join(str(_TEXTS[path.suffix](each)) for each in tables).encode())
     print(f"wrote {path}")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises UserError where that is not possible."""
+    """Write a file atomically. Raises UserError where that is not possible."""
     try:
         write_atomic(path, content)
     except OSError as error:

@@ -4,19 +4,19 @@
   differences [baseline=METHOD]
   efficiency [baseline=METHOD] [task=TASK] [claim=METHOD@ANNOTATIONS:METHOD@ANNOTATIONS]
 
-The baseline is the method `sft` unless another is named. --rebuild reads all manifests of the study again.
+The default baseline is the method `sft`. --rebuild reads all manifests of the study again.
 """
 
 from collections.abc import Sequence
 
 from analysis.cli import options
 from analysis.collect.index import AVERAGE
-from analysis.compare import methods
-from analysis.compare.methods import Table
-from analysis.show import efficiency, published, search, tables
+from analysis.compare.efficiency import Efficiency, read_claim
+from analysis.compare.methods import Results, results
+from analysis.compare.trials import trials
+from analysis.show import efficiency, published, tables
 from analysis.show.differences import differences
-from analysis.show.table import Sheet
-from iris.errors import UserError, nearest
+from analysis.show.table import Table
 from sweeps.cli.arguments import Arguments
 
 _SETTINGS = {
@@ -27,40 +27,35 @@ _SETTINGS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     command, *words = arguments
     if any(word in ("--help", "-h") for word in words):
         print(__doc__)
         return 0
     given = options.read(words, _SETTINGS[command])
     options.check_out(given)
-    options.choice(given, "by", list(tables.SHEETS))
-    found = methods.table(options.frames(given))
-    options.show(given, _MAKERS[command](found, given))
+    options.choice(given, "by", list(tables.TABLES))
+    options.show(given, _MAKERS[command](results(options.frames(given)), given))
     return 0
 
 
-def _table(found: Table, given: Arguments) -> list[Sheet]:
-    default = "task" if search.trials(found.frames) is None else "trial"
-    sheets = [tables.SHEETS[given.settings.get("by", default)](found)]
-    return [*sheets, published.sheet()] if options.flag(given, "published") else sheets
+def _table(found: Results, given: Arguments) -> list[Table]:
+    default = "task" if trials(found.frames) is None else "trial"
+    made = [tables.TABLES[given.settings.get("by", default)](found)]
+    return [*made, published.table()] if options.choice(given, "published", ("false", "true")) == "true" else made
 
 
-def _differences(found: Table, given: Arguments) -> list[Sheet]:
-    return [differences(found, methods.baseline(found, given.settings.get("baseline")))]
+def _differences(found: Results, given: Arguments) -> list[Table]:
+    return [differences(found, found.baseline(given.settings.get("baseline")))]
 
 
-def _efficiency(found: Table, given: Arguments) -> list[Sheet]:
-    task, known = given.settings.get("task", AVERAGE), [AVERAGE, *found.frames.tasks]
-    if task not in known:
-        raise UserError(f"task={task}: choose one of {', '.join(known)}.{nearest(task, known)}")
-    curves = efficiency.curves(found, task)
-    baseline = methods.baseline(found, given.settings.get("baseline"))
-    claim = given.settings.get("claim")
-    chosen = efficiency.read_claim(claim) if claim else None
+def _efficiency(found: Results, given: Arguments) -> list[Table]:
+    task = options.choice(given, "task", [AVERAGE, *found.frames.tasks])
+    curves, baseline = Efficiency(found, task), found.baseline(given.settings.get("baseline"))
+    claim = read_claim(given.settings["claim"]) if given.settings.get("claim") else None
     return [
         tables.sizes(found, task),
-        efficiency.claims(curves, baseline, chosen),
+        efficiency.claims(curves, baseline, claim),
         efficiency.savings(curves, baseline),
     ]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.collect import index
 from analysis.collect.index import AVERAGE, Index
-from analysis.collect.policy_rows import Flags, Ints, Numbers, PolicyRows
+from analysis.collect.policy_rows import Flags, Numbers, PolicyRows
 from iris.errors import UserError
 from iris.plan import VERSIONS
 from iris.store import Store
@@ -164,60 +164,36 @@ class _Loader:
 
     def _scores(self, experiments: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
         """Return a row per score of each policy; a policy without evaluation has a row per task of the study."""
-        absent = [AVERAGE, *tasks]
-        of_stage = np.bincount(self.index.scores["row"], minlength=len(self.index.stages))
+        stages, scores = len(self.index.stages), self._with_absent(tasks)
         row = self.index.row[self.policies.evaluation]
-        # Scores of one evaluation are adjacent; those of a missing one, at −1, come last.
-        count = np.append(of_stage, len(absent))[row]
-        start = np.append(np.cumsum(of_stage) - of_stage, len(self.index.scores))[row]
-        policy = np.repeat(np.arange(len(row)), count)
-        taken = np.arange(len(policy)) + (start - np.cumsum(count) + count)[policy]
-        frame = self._of_policies(experiments, row >= 0, policy)
-        for name, values in _with_absent(self.index.scores, absent).items():
-            frame[name] = values[taken]
-        return frame
+        count = np.bincount(scores["row"], minlength=stages + 1)  # scores of one evaluation are adjacent
+        start = (np.cumsum(count) - count)[row]  # −1 finds the last ones, those of no evaluation
+        count = count[row]
+        at = np.repeat(np.arange(len(row)), count)
+        taken = np.arange(len(at)) + (start - np.cumsum(count) + count)[at]
+        parts = self._policies(experiments, row >= 0).take(at), scores.drop(columns="row").take(taken)
+        return pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
 
-    def _of_policies(self, experiments: pd.DataFrame, there: Flags, at: Ints) -> pd.DataFrame:
-        """Return the columns that all scores of a policy share; `at` repeats the policies."""
-        rows = self.policies
-        about, owner = experiments.drop(columns=["state", "error", "iterations"]), rows.experiment[at]
-        columns: dict[str, Any] = {str(name): _coded(about[name].to_numpy(), owner) for name in about}
-        state = np.where(there, DONE, experiments["state"].to_numpy(object)[rows.experiment])
-        columns["state"] = _coded(state, at)
-        columns |= {unit: rows.cost(self._values(unit, 0.0))[at] for unit in _UNITS}
-        columns |= {name: self._values(name)[rows.policy][at] for name in ("alpha", "gap")}
-        columns["policy"] = _coded(np.array(rows.label, object), at)
-        names = np.array(list(rows.places), object)
-        for name, stages in (("stage", rows.policy), ("evaluation", rows.evaluation)):
-            columns[name] = _coded(stages, at, names)
-        columns |= {name: getattr(rows, name)[at] for name in ("iteration", "final", "part")}
-        return pd.DataFrame(columns, copy=False)
+    def _with_absent(self, tasks: list[str]) -> pd.DataFrame:
+        """Return the index's scores, followed by empty ones for the tasks of a missing evaluation."""
+        known = self.index.scores
+        absent = pd.DataFrame({"row": len(self.index.stages), "task": [AVERAGE, *tasks], "metric": "", "main": True})
+        for name in ("task", "metric"):
+            kinds = known[name].cat.categories.union(absent[name].unique(), sort=False)
+            known = known.assign(**{name: known[name].cat.set_categories(kinds)})
+            absent[name] = pd.Categorical(absent[name], kinds)
+        return pd.concat([known, absent], ignore_index=True)
 
-
-def _with_absent(scores: pd.DataFrame, tasks: list[str]) -> dict[str, Any]:
-    """Return the columns of the index's scores, followed by empty scores of `tasks` for missing evaluations."""
-    blank = {"task": tasks, "metric": [""] * len(tasks)}
-    columns = {name: _appended(scores[name], values) for name, values in blank.items()}
-    columns["main"] = np.append(scores["main"].to_numpy(bool), [True] * len(tasks))
-    for name in ("value", "stderr", "documents"):
-        columns[name] = np.append(scores[name].to_numpy(float), [np.nan] * len(tasks))
-    return columns
-
-
-def _appended(codes: pd.Series, texts: list[str]) -> Any:
-    known = codes.cat.categories
-    new = pd.Index(list(dict.fromkeys([*known, *texts])), dtype=object)
-    of_texts = new.get_indexer(pd.Index(texts, dtype=object))
-    return pd.Categorical.from_codes(np.append(codes.cat.codes, of_texts.astype(np.int32)), new)
-
-
-def _coded(values: Any, at: Ints, names: Any = None) -> Any:
-    """Return `values[at]`, texts (`names[values]`, if given) as categories: small numbers in a million rows."""
-    if names is None and pd.api.types.is_numeric_dtype(values.dtype):
-        return values[at]
-    codes, kinds = pd.factorize(values)
-    small = codes.astype(np.min_scalar_type(-len(kinds) - 1))  # −1 is None
-    return pd.Categorical.from_codes(small[at], pd.Index(kinds if names is None else names[kinds]))
+    def _policies(self, experiments: pd.DataFrame, there: Flags) -> pd.DataFrame:
+        """Return the columns that all scores of a policy share, texts as categories."""
+        rows, names = self.policies, np.array(list(self.policies.places), object)
+        frame = experiments.drop(columns=["error", "iterations"]).take(rows.experiment).reset_index(drop=True)
+        frame["state"] = frame.pop("state").mask(there, DONE)  # moves it behind what describes the experiment
+        frame = frame.assign(**{unit: rows.cost(self._values(unit, 0.0)) for unit in _UNITS})
+        frame = frame.assign(**{name: self._values(name)[rows.policy] for name in ("alpha", "gap")})
+        frame = frame.assign(policy=rows.label, stage=names[rows.policy], evaluation=names[rows.evaluation])
+        texts = dict.fromkeys((name for name in frame if frame[name].dtype in (object, "str")), "category")
+        return frame.assign(iteration=rows.iteration, final=rows.final, part=rows.part).astype(texts)
 
 
 def _setting(override: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
-"""What the finished stages of a store say, kept in tables that grow with it and may be deleted at any time.
+"""A cache of the store's finished stages in tables that grow with it and may be deleted at any time.
 
-<store>/.analysis/stages.parquet         one row a stage: cost, results, provenance
+<store>/.analysis/stages.parquet         one row per stage: cost, results, provenance
 <store>/.analysis/scores.parquet         one row per evaluation × task × metric
-<store>/.analysis/samples/KEY.parquet    one row per task × document of an evaluation, once somebody has asked
+<store>/.analysis/samples/KEY.parquet    one row per task × document of an evaluation, written on first use
 """
 
 import contextlib
@@ -31,27 +31,27 @@ from iris.cost import cost
 from iris.files import write_atomic
 from iris.store import Damaged, Store, split_id
 
-_TEXT, _NUMBER, _CODED = pa.string(), pa.float64(), pa.dictionary(pa.int32(), pa.string())  # coded: many rows share it
+_TEXT, _NUMBER, _CODED = pa.string(), pa.float64(), pa.dictionary(pa.int32(), pa.string())  # coded: many equal values
 STAGES = pa.schema(
     {
         "stage": _TEXT,  # kind/key
         **dict.fromkeys(("seconds", "gpu_seconds", "tokens", "alpha", "gap", "rows", "batch"), _NUMBER),
-        "revision": _CODED,  # of a model or data set: the hub's commit, or a digest of its content
+        "revision": _CODED,  # of a model or data set: the hub's commit, or a content digest
         "provenance": _CODED,  # JSON: code, packages, python, host, device, harness
     }
 )
 SCORES = pa.schema(
     {
-        "row": pa.int32(),  # of the evaluation, in the other table; they ascend
+        "row": pa.int32(),  # of the evaluation in STAGES, ascending
         **{"task": _CODED, "metric": _CODED, "main": pa.bool_()},
         **dict.fromkeys(("value", "stderr", "documents"), _NUMBER),
     }
 )
 SAMPLES = pa.schema({"task": _CODED, "document": pa.int64(), "text": _TEXT, "value": _NUMBER})
-AVERAGE = "average"  # the task that stands for the mean of all main metrics
-_SAID = ("code", "packages", "python", "host", "device", "platform", "harness")
+AVERAGE = "average"  # the pseudo-task for the mean of all main metrics
+_PROVENANCE = ("code", "packages", "python", "host", "device", "platform", "harness")
 _STDERR = re.compile(r"_stderr(?=,|$)")
-_PAIR = b"pair"  # in the metadata of both files: two processes may write at once
+_PAIR = b"pair"  # equal in the metadata of both files unless two processes wrote at once
 _FEW = 4000  # stages that one process reads in about a second
 _NAN = float("nan")
 Row = tuple[Any, ...]
@@ -60,18 +60,18 @@ Tables = tuple[pa.Table, pa.Table]  # of STAGES and SCORES
 
 @dataclass(frozen=True)
 class Index:
-    """The tables STAGES and SCORES. `row` [name] is that of `stages` in which a stage asked for stands, or −1."""
+    """The tables STAGES and SCORES; `row` gives the row in `stages` of each requested stage, −1 for none."""
 
     stages: pd.DataFrame
     scores: pd.DataFrame
     row: NDArray[np.int64]
-    damaged: frozenset[str] = frozenset()  # those that do not match their checksums
+    damaged: frozenset[str] = frozenset()  # stages that do not match their checksums
 
 
 def read(store: Store, places: Mapping[str, int], stored: Iterable[str], *, rebuild: bool = False) -> Index:
-    """What is said by those of the stages (kind/key) in `places`, numbered from 0, that are `stored`.
+    """Return the index for the stages (kind/key) in `places`, numbered from 0, of which some are `stored`.
 
-    Only those not seen before are read; damaged ones always.
+    Reads only manifests that are new or damaged, with `rebuild` all.
     """
     folder = store.root / ".analysis"
     if rebuild:
@@ -97,15 +97,15 @@ def _index(tables: Tables, places: Mapping[str, int], there: NDArray[np.bool_]) 
 
 
 def _at(places: Mapping[str, int], names: Iterable[str]) -> NDArray[np.int64]:
-    """For each place, which one of `names` has it; −1: none."""
+    """Return for each place the position of its name in `names`; −1: none."""
     place = np.fromiter(map(places.get, names, repeat(-1)), np.int64)
     row = np.full(len(places) + 1, -1)
-    row[place] = np.arange(len(place))  # those without a place take the last one
+    row[place] = np.arange(len(place))  # names without a place write to the last entry
     return np.asarray(row[:-1])
 
 
 def _joined(parts: Sequence[Tables]) -> Tables:
-    """Tables one after another; the rows of stages that scores name are moved along."""
+    """Concatenate tables and renumber the rows of stages in scores."""
     scores, before = [], 0
     for stages, more in parts:
         row = pa.array(more["row"].to_numpy() + before, pa.int32())
@@ -118,7 +118,7 @@ def _joined(parts: Sequence[Tables]) -> Tables:
 
 
 def content(store: Store, stage: str, file: str) -> bytes | None:
-    """A file of a finished stage; None where it is missing or does not match its checksum. Moves nothing."""
+    """Return a file of a finished stage; None if it is missing or does not match its checksum."""
     try:
         manifest = store.manifest(*split_id(stage))
         return _checked(store, stage, manifest, file) if manifest else None
@@ -142,17 +142,17 @@ def _read_all(store: Store, names: list[str]) -> list[tuple[Tables, list[str]]]:
 
 
 def _read_some(store: Store, names: Iterable[str]) -> tuple[Tables, list[str]]:
-    """The tables of some stages, and which of them are damaged."""
+    """Return the tables of some stages, and the damaged stages."""
     stages, scores, damaged = list[Row](), list[Row](), list[str]()
     for name in names:
         try:
             manifest = store.manifest(*split_id(name))
             if manifest is None:
-                continue  # removed a moment ago
+                continue  # just removed
             stage, more = _stage(name, manifest), list[Row]()
             if split_id(name)[0] == "evaluate":
-                said = json.loads(_checked(store, name, manifest, "scores.json"))
-                more = list(_scores(len(stages), said, manifest["results"]["stderr"]))
+                scored = json.loads(_checked(store, name, manifest, "scores.json"))
+                more = list(_scores(len(stages), scored, manifest["results"]["stderr"]))
             stages.append(stage)
             scores += more
         except (Damaged, OSError, KeyError, TypeError, ValueError):
@@ -166,8 +166,8 @@ def _stage(name: str, manifest: Mapping[str, Any]) -> Row:
     amounts = spent.seconds, spent.gpu_seconds, spent.tokens
     numbers = [results.get("alpha"), results.get("gap"), results.get("rows"), identity.get("batch")]
     revision = identity.get("commit") or identity.get("content") or identity.get("package") or ""
-    said = json.dumps({key: provenance[key] for key in _SAID if key in provenance}, sort_keys=True)
-    return name, *amounts, *(_NAN if n is None else float(n) for n in numbers), str(revision), said
+    kept = json.dumps({key: provenance[key] for key in _PROVENANCE if key in provenance}, sort_keys=True)
+    return name, *amounts, *(_NAN if n is None else float(n) for n in numbers), str(revision), kept
 
 
 def _scores(row: int, content: Mapping[str, Any], stderr: float | None) -> Iterator[Row]:
@@ -187,7 +187,7 @@ def _scores(row: int, content: Mapping[str, Any], stderr: float | None) -> Itera
 
 
 def samples(store: Store, evaluation: str) -> pd.DataFrame:
-    """The main metrics of all documents of an evaluation (kind/key); of a task whose samples are damaged, none."""
+    """Return the main metrics of all documents of an evaluation (kind/key), without tasks whose samples are damaged."""
     path = store.root / ".analysis" / "samples" / f"{split_id(evaluation)[1]}.parquet"
     with contextlib.suppress(OSError, ValueError):
         table = _table_of(path)
@@ -224,15 +224,15 @@ def _pandas(table: pa.Table) -> pd.DataFrame:
 
 
 def _table_of(path: Path) -> pa.Table:
-    return pq.ParquetFile(path).read()  # pq.read_table would load a library for data sets of many files first
+    return pq.ParquetFile(path).read()  # pq.read_table first imports a module for data sets of many files
 
 
 def _load(folder: Path) -> Tables:
-    """The tables; empty ones where they are not there, cannot be read, or were not written together."""
+    """Read the tables; empty ones if they are missing, unreadable or not written together."""
     empty = STAGES.empty_table(), SCORES.empty_table()
     try:
         stages, scores = (_table_of(folder / f"{name}.parquet") for name in ("stages", "scores"))
-    except (OSError, ValueError):  # pyarrow's errors are of these
+    except (OSError, ValueError):  # pyarrow's errors derive from these
         return empty
     fits = stages.schema.equals(STAGES) and scores.schema.equals(SCORES)
     pairs = [(table.schema.metadata or {}).get(_PAIR) for table in (stages, scores)]
@@ -246,7 +246,7 @@ def _save(folder: Path, tables: Tables) -> None:
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    """Whole or not at all; a store that may not be written is read again next time."""
+    """Write a table atomically, unless the store is read-only."""
     content = io.BytesIO()
     with contextlib.suppress(OSError):
         pq.write_table(table.unify_dictionaries(), content)

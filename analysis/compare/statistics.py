@@ -1,9 +1,9 @@
-"""Intervals over seeds, paired comparisons, many tests at once, and the price of reporting the best of many.
+"""Intervals over seeds, paired comparisons, multiple testing, and the selection bias of the best of many.
 
-Scores in, numbers out. NaN is a score that is not there: a seed that one side lacks is left out, and `note` says so.
-Intervals hold 95 %, p values are two-sided, differences are told apart to 12 decimals, equal data give equal results.
-Tests follow Dror et al. 2018 (The hitchhiker's guide to testing statistical significance in NLP): a claim about methods
-needs seeds (`paired`), one about trained models needs documents (`paired_documents`).
+NaN is a missing score: a seed that one side lacks is left out and noted. Intervals are 95 %, p values two-sided;
+differences are rounded to 12 decimals; equal data give equal results. Tests follow Dror et al. 2018 (The hitchhiker's
+guide to testing statistical significance in NLP): a claim about methods needs seeds (`paired`), a claim about trained
+models needs documents (`paired_documents`).
 """
 
 import math
@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEVEL = 0.95
-MIN_SEEDS, MIN_DOCUMENTS = 3, 10  # documents that differ: the means of a bootstrap over fewer are too coarse
-DRAWS, FLIPS = 2_000, 9_999  # of the bootstrap, of the sign-flip test
-_SEED, _AT_ONCE = 0, 1 << 20  # random numbers in memory
-_DECIMALS = 12  # 0.34 − 0.32 and 0.52 − 0.50 are one difference
+MIN_SEEDS, MIN_DOCUMENTS = 3, 10  # differing documents: with fewer the bootstrap is too coarse
+DRAWS, FLIPS = 2_000, 9_999  # of the bootstrap and the sign-flip test
+_SEED, _AT_ONCE = 0, 1 << 20  # the second: random numbers in memory
+_DECIMALS = 12  # makes 0.34 − 0.32 equal to 0.52 − 0.50
 Array = NDArray[np.float64]
 
 
@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours minus theirs over n seeds and `documents` (0: seeds alone). NaN is what the data cannot tell."""
+    """Ours minus theirs over n seeds and `documents` (0: seeds alone); NaN is unknown."""
 
     difference: float
     n: int
@@ -43,13 +43,13 @@ class Comparison:
     p: float = math.nan
     effect: float = math.nan  # mean over standard deviation of the differences: Cohen's d_z, unbiased (Hedges 1981)
     probability: float = math.nan  # that the true difference is above 0
-    test: str = ""  # where p comes from
+    test: str = ""  # name of the test behind p
     documents: int = 0
-    note: str = ""  # what a reader must know, "" if nothing
+    note: str = ""  # caveats, joined by "; "
 
 
 def mean(values: ArrayLike) -> Interval:
-    """The mean of scores [seed]. No interval for one seed, nor for equal scores: no width would feign certainty."""
+    """Return mean and interval of scores [seed]; no interval for one seed or equal scores."""
     (scores,) = _scores(1, values)
     scores = scores[~np.isnan(scores)]
     n, sd = len(scores), _sd(scores)
@@ -59,9 +59,10 @@ def mean(values: ArrayLike) -> Interval:
 
 
 def paired(ours: ArrayLike, theirs: ArrayLike) -> Comparison:
-    """Methods on the same seeds, [seed] each: the paired t test; `probability` is that of its posterior (prior ∝ 1/σ).
+    """Compare methods on the same seeds ([seed] each) by the paired t test.
 
-    Where all seeds differ by the same amount there is no t: p is that of the exact sign-flip test, 2^(1−n), or 1 at 0.
+    `probability` is that of its posterior (prior ∝ 1/σ). If all seeds differ by the same amount, there is no t, and p
+    is that of the exact sign-flip test: 2^(1−n), or 1 for no difference.
     """
     a, b = _scores(1, ours, theirs)
     d = np.round(a - b, _DECIMALS)[~np.isnan(a - b)]
@@ -77,12 +78,12 @@ def paired(ours: ArrayLike, theirs: ArrayLike) -> Comparison:
 
 
 def paired_documents(ours: ArrayLike, theirs: ArrayLike) -> Comparison:
-    """Trained models on the same documents, [seed, document] each, in the same order.
+    """Compare trained models on the same documents, [seed, document] each, in the same order.
 
-    p tells of these models on further documents: the signs of the documents' differences (means over seeds) are
-    flipped, in all ways or 9,999 random ones (observed one counted: Phipson & Smyth 2010); for one seed of 0/1 scores
-    that is the exact test of McNemar 1947. The interval tells of further documents and, from two seeds on, of further
-    seeds too: see `_bootstrap`; `probability` is the share of its draws above 0. `effect` is over documents.
+    p concerns these models on new documents: a sign-flip test on the documents' differences (means over seeds), exact
+    or with 9,999 draws and the observed one (Phipson & Smyth 2010). For one seed of 0/1 scores it is the exact test of
+    McNemar 1947. The interval concerns new documents and, from two seeds on, new seeds (see `_bootstrap`);
+    `probability` is the share of its draws above 0. `effect` is over documents.
     """
     sides = np.stack(_scores(2, ours, theirs))
     scores = sides[:, ~np.isnan(sides).all(axis=2).any(axis=0)]
@@ -103,7 +104,7 @@ def paired_documents(ours: ArrayLike, theirs: ArrayLike) -> Comparison:
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Adjusted p values [test] that hold the family-wise error rate (Holm 1979). NaN stays NaN and is no test."""
+    """Return p values [test] adjusted for the family-wise error rate (Holm 1979). NaN stays NaN and is no test."""
     (p,) = _scores(1, p_values)
     if ((p < 0) | (p > 1)).any():
         raise ValueError("a p value lies outside 0…1")
@@ -114,12 +115,12 @@ def holm(p_values: ArrayLike) -> Array:
 
 
 def selection_bias(scores: ArrayLike, standard_errors: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
-    """By how much the highest of N scores [trial] overstates its own true score, on average; never below 0.
+    """Return by how much the highest of N scores [trial] overstates its true score on average (at least 0).
 
-    The optimizer's curse (Smith & Winkler 2006) by a parametric bootstrap. Observed scores spread more than true ones:
-    they are first shrunk to their mean until their variance is what the errors leave (Efron & Morris 1975; Louis 1984).
-    Around these truths normal scores are drawn, the highest wins, and its error counts. Errors count as independent;
-    trials on the same documents share some, so the result errs upwards. Pass −scores where the lowest is best.
+    A parametric bootstrap of the optimizer's curse (Smith & Winkler 2006). Scores are first shrunk to their mean until
+    their variance is what the errors leave (Efron & Morris 1975; Louis 1984). Normal scores are then drawn around these
+    truths, and the error of the highest counts. Errors are taken as independent; trials on the same documents share
+    some, so the result is too large. Pass −scores where the lowest is best.
     """
     given = np.stack(_scores(1, scores, standard_errors))
     x, errors = given[:, ~np.isnan(given).any(axis=0)]
@@ -131,11 +132,11 @@ def selection_bias(scores: ArrayLike, standard_errors: ArrayLike, draws: int = 1
     truth = x.mean() + math.sqrt(max(0.0, 1 - noise_share)) * (x - x.mean())
     noise = np.random.default_rng(seed).standard_normal((draws, len(x))) * errors
     won = noise[np.arange(draws), (truth + noise).argmax(axis=1)]
-    return float((won - noise[:, truth.argmax()]).mean())  # a fixed trial's error is 0 on average: it only steadies
+    return float((won - noise[:, truth.argmax()]).mean())  # subtracting a mean-0 error lowers the variance
 
 
 def warning(n: int) -> str:
-    """What n seeds cannot tell, or "". With sign flips p ≥ 2^(1−n): two of them are as extreme as any data."""
+    """Return what n seeds cannot show, or "". In a sign-flip test p ≥ 2^(1−n)."""
     if n < 2:
         return "one seed tells nothing of another training run" if n else "no seed has both scores"
     few = "their spread is hardly known, and " if n < MIN_SEEDS else ""
@@ -144,7 +145,7 @@ def warning(n: int) -> str:
 
 
 def _flips(x: Array) -> tuple[float, str]:
-    """p of the sign-flip test (one-sample permutation) that x [n] is symmetric about 0, and its name."""
+    """Return p and name of the sign-flip test that x [n] is symmetric about 0."""
     x = x[x != 0]  # zeros change nothing
     sizes, counts = np.unique(np.abs(x), return_counts=True)
     if len(sizes) < 2:
@@ -153,32 +154,32 @@ def _flips(x: Array) -> tuple[float, str]:
     if 2 ** len(x) <= FLIPS:
         signs = 1 - 2 * (np.arange(2 ** len(x))[:, None] >> np.arange(len(x)) & 1)
         return float((np.abs(signs @ x) >= extreme).mean()), "exact sign-flip test"
-    rng = np.random.default_rng(_SEED)  # and only how many of each size keep their sign matters
+    rng = np.random.default_rng(_SEED)  # draw how many of each size keep their sign
     kept = (rng.binomial(counts, 0.5, (rows, len(sizes))) for rows in _chunks(FLIPS, len(sizes)))
     hits = sum(int((np.abs((2.0 * k - counts) @ sizes) >= extreme).sum()) for k in kept)
     return (hits + 1) / (FLIPS + 1), f"sign-flip test, {FLIPS:,} draws"
 
 
 def _bootstrap(d: Array) -> tuple[float, float, float]:
-    """(low, high, share above 0) of plausible true differences given d [seed, document].
+    """Return (low, high, share above 0) of plausible true differences given d [seed, document].
 
-    Documents are resampled whole, with all their seeds (Efron & Tibshirani 1993). To resample a handful of seeds too
-    (two-way bootstrap: Owen 2007) covers too little where they differ much: 73, 83, 88 % with 2, 3, 5 in simulation.
-    So their mean gets a t variable of n − 1 degrees of freedom, scaled to the variance that documents do not explain
-    (two-way ANOVA): 90, 95, 95 %. One seed leaves the bootstrap, like documents leave the interval of `paired`.
+    Documents are resampled with all their seeds (Efron & Tibshirani 1993). Resampling a few seeds as well (two-way
+    bootstrap: Owen 2007) covers too little where they differ much: 73, 83, 88 % with 2, 3, 5 in simulation. Instead the
+    mean gets a t variable of n − 1 degrees of freedom, scaled to the variance that documents do not explain (two-way
+    ANOVA): 90, 95, 95 %. One seed leaves the bootstrap, equal documents leave the interval of `paired`.
     """
     rng, (n, m) = np.random.default_rng(_SEED), d.shape
     x, seeds = np.round(d.mean(axis=0), _DECIMALS), d.mean(axis=1)
     _, first, counts = np.unique(x, return_index=True, return_counts=True)
-    order = np.argsort(first)  # not by size: exchanged sides then give the mirrored interval
-    kinds, shares = x[first[order]], counts[order] / m  # how often each value is drawn is all that matters
+    order = np.argsort(first)  # not by size: exchanging the sides mirrors the interval
+    kinds, shares = x[first[order]], counts[order] / m  # draw counts of each value
     draws = np.concatenate([rng.multinomial(m, shares, rows) @ kinds / m for rows in _chunks(DRAWS, len(kinds))])
     if n > 1:
         residual = d - x - seeds[:, None] + x.mean()
         explained = float((residual**2).sum()) / ((n - 1) * max(m - 1, 1) * n * m)
         error = math.sqrt(max(0.0, float(seeds.var(ddof=1)) / n - explained))
-        t = error * stats.t.ppf((np.arange(DRAWS) + 0.5) / DRAWS, n - 1)  # in order: the draws are in none
-        draws = np.concatenate([draws + t, draws - t])  # both, for the same reason
+        t = error * stats.t.ppf((np.arange(DRAWS) + 0.5) / DRAWS, n - 1)  # sorted is fine: draws are not
+        draws = np.concatenate([draws + t, draws - t])  # symmetric
     draws = np.round(draws, _DECIMALS)
     if np.ptp(draws) == 0:
         return math.nan, math.nan, math.nan
@@ -187,7 +188,7 @@ def _bootstrap(d: Array) -> tuple[float, float, float]:
 
 
 def _effect(d: Array) -> float:
-    """d_z times Hedges' J in its exact form: NaN below 3, where J is 0, and where nothing varies."""
+    """Return d_z with Hedges' exact correction J; NaN below 3 values, where J is 0, and where nothing varies."""
     if len(d) < 3 or not _sd(d) > 0:
         return math.nan
     half = (len(d) - 1) / 2

@@ -1,74 +1,96 @@
-"""Every arm against a baseline: by how much it differs, how sure that is, and what the data cannot tell."""
+"""Tables of differences: every method against a baseline, and two studies against each other."""
 
-from collections.abc import Iterator
+import math
 from string import ascii_lowercase
 
-import numpy as np
-
-from analysis.collect.index import AVERAGE
-from analysis.compare import statistics
-from analysis.compare.methods import Table
+from analysis.compare import statistics, studies
+from analysis.compare.methods import ALPHA, Results
 from analysis.compare.statistics import Comparison
-from analysis.show.table import NONE, Cell, Sheet, signed
-from analysis.show.tables import ALPHA, head, number, size_cell
+from analysis.compare.studies import Side
+from analysis.show.table import NONE, Cell, Table, count_cell, head, signed, size_cell
 
-Result = tuple[str, float, str, Comparison]
-COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "effect", "seeds", "documents", "note"]
-
-
-def differences(found: Table, baseline: str) -> Sheet:
-    """Arms minus a baseline at the same number of annotations: over seeds, and over documents of the same seeds.
-
-    p values are adjusted for all comparisons of the sheet (Holm).
-    """
-    results = [result for result in _results(found, baseline) if result[3].n or result[3].documents]
-    adjusted = statistics.holm([result[3].p for result in results])
-    marks = _marks(results)
-    rows = [
-        [head(arm), size_cell(size), head(task), *compared(c, p), Cell(" ".join(marks[n] for n in _parts(c.note)))]
-        for (arm, size, task, c), p in zip(results, adjusted, strict=True)
-    ]
-    first = f"Points of percent, minus '{baseline}'; p (Holm) holds for all {len(results)} comparisons together."
-    second = (
-        "Over seeds: a claim about methods (paired t test). Over documents: about these trained models (sign flips)."
-    )
-    notes = [first, second, *(f"{mark}: {note}." for note, mark in marks.items())]
-    return Sheet(f"Differences from {baseline}", ["method", "annotations", "task", *COLUMNS], rows, notes)
+COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "effect", "seeds"]
 
 
-def _results(found: Table, baseline: str) -> Iterator[Result]:
-    tasks = found.frames.tasks
-    untrained = [arm for arm in found.starts if arm.startswith("base")]
-    for size in found.sizes:
-        for arm in (a for a in found.arms if a != baseline and a not in untrained):
-            for task in tasks if len(tasks) == 1 else [AVERAGE, *tasks]:
-                yield arm, size, task, found.compare(arm, baseline, size, task)
-                if task != AVERAGE:
-                    yield arm, size, task, found.compare_documents(arm, baseline, size, task)
-
-
-def _marks(results: list[Result]) -> dict[str, str]:
-    """A letter for each part of a note; what is said often is said once."""
-    notes = dict.fromkeys(part for *_, c in results for part in _parts(c.note))
+def differences(results: Results, baseline: str) -> Table:
+    """Return methods minus a baseline at the same number of annotations, over seeds and over documents."""
+    found = list(results.differences(baseline))
+    adjusted = statistics.holm([c.p for *_, c in found])
+    parts = dict.fromkeys(part for *_, c in found for part in _parts(c.note))
     letters = (a + b for a in ("", *ascii_lowercase) for b in ascii_lowercase)
-    return dict(zip(notes, letters, strict=False))
+    marks = dict(zip(parts, letters, strict=False))
+    rows = [
+        [head(method), size_cell(size), head(task), *compared(c, p), _documents(c), _marked(c, marks)]
+        for (method, size, task, c), p in zip(found, adjusted, strict=True)
+    ]
+    notes = [
+        f"Percentage points, minus '{baseline}'. p (Holm) is adjusted for all {len(found)} comparisons.",
+        "Over seeds: compares methods (paired t test). Over documents: compares these trained models (sign flips).",
+        *(f"{mark}: {part}." for part, mark in marks.items()),
+    ]
+    columns = ["method", "annotations", "task", *COLUMNS, "documents", "note"]
+    return Table(f"Differences from {baseline}", columns, rows, notes)
 
 
 def _parts(note: str) -> list[str]:
     return note.split("; ") if note else []
 
 
+def _marked(found: Comparison, marks: dict[str, str]) -> Cell:
+    return Cell(" ".join(marks[part] for part in _parts(found.note)))
+
+
+def _documents(found: Comparison) -> Cell:
+    return count_cell(found.documents) if found.documents else NONE
+
+
 def compared(found: Comparison, adjusted: float) -> list[Cell]:
-    """The cells of a comparison, in the order of the columns; bold where the adjusted p is below 5 %."""
-    low, high = 100 * found.low, 100 * found.high
-    interval = NONE if np.isnan(low) else Cell(f"{signed(low, 1)} … {signed(high, 1)}", low, ends=(low, high))
+    """Return the cells of COLUMNS; bold where the adjusted p is below 5 %."""
+    difference, low, high = (100 * value for value in (found.difference, found.low, found.high))
     return [
-        NONE
-        if np.isnan(found.difference)
-        else Cell(signed(100 * found.difference, 2), 100 * found.difference, bold=bool(adjusted < ALPHA)),
-        interval,
-        *(NONE if np.isnan(p) else Cell(f"{p:.3f}" if p >= 0.001 else "< 0.001", p) for p in (found.p, adjusted)),
-        NONE if np.isnan(found.effect) else Cell(f"{found.effect:+.2f}", found.effect),
-        number(found.n),
-        Cell(f"{found.documents:,}", found.documents) if found.documents else NONE,
+        number(difference, signed(difference, 2), bold=bool(adjusted < ALPHA)),
+        number(low, f"{signed(low, 1)} … {signed(high, 1)}", ends=(low, high)),
+        *(number(p, f"{p:.3f}" if p >= 0.001 else "< 0.001") for p in (found.p, adjusted)),
+        number(found.effect, f"{found.effect:+.2f}"),
+        count_cell(found.n),
     ]
+
+
+def number(value: float, text: str, *, bold: bool = False, ends: tuple[float, float] | None = None) -> Cell:
+    """Return a cell for a number; – for NaN."""
+    return NONE if math.isnan(value) else Cell(text, value, bold, ends=ends)
+
+
+def between(a: Side, b: Side) -> list[Table]:
+    """Return how the provenance of two studies differs, and the scores of B minus those of A.
+
+    Raises UserError if they have nothing in common.
+    """
+    return [_provenance(a, b), _scores(a, b)]
+
+
+def _scores(a: Side, b: Side) -> Table:
+    found, alone = studies.differences(a, b)
+    adjusted = statistics.holm([c.p for *_, c in found])
+    rows = [
+        [head(method), size_cell(size), head(task), *compared(c, p)]
+        for (method, size, task, c), p in zip(found, adjusted, strict=True)
+    ]
+    notes = [
+        "Percentage points. p (Holm) is adjusted for all comparisons.",
+        *(["All scores are equal."] if all(c.difference == 0 for *_, c in found) else []),
+        *([f"Left out, because one side alone has them: {alone} scores."] if alone else []),
+    ]
+    return Table(f"{b.name} minus {a.name}", ["method", "annotations", "task", *COLUMNS], rows, notes)
+
+
+def _provenance(a: Side, b: Side) -> Table:
+    left, right = (studies.provenance(side.results.frames) for side in (a, b))
+    rows = [
+        [head(key), Cell(left.get(key, "–")), Cell(right.get(key, "–"))]
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key) != right.get(key)
+    ]
+    notes = [] if rows else ["Both were computed by the same code, packages and devices."]
+    other = b.name if b.name != a.name else f"{b.name}, again"
+    return Table("Differences in provenance", ["part", a.name, other], rows, notes)

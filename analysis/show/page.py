@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no network, and no JavaScript but to sort its tables."""
+"""A report as one self-contained HTML file; its only script sorts tables."""
 
 import base64
 import hashlib
@@ -9,12 +9,12 @@ from itertools import chain, count
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analysis.show.table import Sheet, to_html
+from analysis.show.table import Table, to_html
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG document as text. It is embedded as data, so that ids of several do not clash."""
+    """An SVG document as text, embedded as data so that the ids of several do not clash."""
 
     title: str
     svg: str
@@ -23,17 +23,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: paragraphs, tables, pictures, commands to copy, in this order."""
+    """A section of the report: paragraphs, tables, pictures and commands, in this order."""
 
     title: str
     text: Sequence[str] = ()
-    sheets: Sequence[Sheet] = ()
+    tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     commands: Sequence[str] = ()
 
 
 def page(title: str, question: str, warnings: Sequence[str], sections: Sequence[Section], footer: str) -> str:
-    """The HTML document. All that is passed is plain text, and shown as such."""
+    """Return the HTML document. All texts are escaped."""
     anchors = _anchors([section.title for section in sections])
     parts = list(zip(anchors, sections, strict=True))
     template = _environment().get_template("report.html.j2")
@@ -57,12 +57,12 @@ def _base64(text: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """What a Content-Security-Policy calls the one inline script or style it allows."""
+    """Return the Content-Security-Policy source that allows one inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _anchors(titles: Sequence[str]) -> list[str]:
-    """Ids made of titles, each once."""
+    """Return a unique id for each title."""
     taken: list[str] = []
     for title in titles:
         name = re.sub(r"\W+", "-", title.lower()).strip("-") or "section"

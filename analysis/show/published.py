@@ -1,9 +1,8 @@
-"""Results that papers report, to be shown beside ours: the average over ten tasks, in percent."""
+"""Results reported in the papers: the average over ten tasks, in percent."""
 
-from analysis.show.table import NONE, Cell, Sheet
+from analysis.show.table import NONE, Cell, Table, head
 
-# Of Zephyr-7B on GSM8K, MATH, MuSR, MMLU, MMLU-Pro, GPQA, HellaSwag, WinoGrande, BBH and IFEval.
-_MODEL = "zephyr-7b"
+# Zephyr-7B on GSM8K, MATH, MuSR, MMLU, MMLU-Pro, GPQA, HellaSwag, WinoGrande, BBH and IFEval.
 _RESULTS: tuple[tuple[str, int, tuple[float, ...]], ...] = (
     ("base", 0, (38.56,)),
     ("SFT", 200_000, (42.01,)),
@@ -13,16 +12,14 @@ _RESULTS: tuple[tuple[str, int, tuple[float, ...]], ...] = (
 )
 
 
-def sheet() -> Sheet:
-    """The published averages by iteration; one number alone stands in the last column."""
+def table() -> Table:
+    """Return the published averages by iteration; a single result is in the last column."""
     longest = max(len(values) for _, _, values in _RESULTS)
-    head = ["method", "annotations", *(f"t={t}" for t in range(1, longest)), f"t={longest} or only"]
+    columns = ["method", "annotations", *(f"t={t}" for t in range(1, longest)), f"t={longest} or only"]
     rows = []
     for name, size, values in _RESULTS:
         blank = [NONE] * (longest - len(values))
         known = Cell(f"{size:,}", size, kind="head") if size else NONE
-        rows.append([Cell(name, kind="head"), known, *blank, *(Cell(f"{v:.2f}", v) for v in values)])
-    note = (
-        f"As the papers on SPIN, T-SPIN and IRIS report it for {_MODEL}; another harness or prompt moves it by points."
-    )
-    return Sheet("Published: average of ten tasks, %", head, rows, [note])
+        rows.append([head(name), known, *blank, *(Cell(f"{v:.2f}", v) for v in values)])
+    note = "From the papers on SPIN, T-SPIN and IRIS, for zephyr-7b. Another harness or prompt shifts scores by points."
+    return Table("Published: average of ten tasks, %", columns, rows, [note])

@@ -1,7 +1,5 @@
-"""A table as text, and that table for a page, a paper, a README, a spreadsheet and a terminal."""
+"""A table of texts and numbers, written as HTML, LaTeX, Markdown, CSV, a frame or terminal output."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -11,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import rich.table
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from rich.cells import cell_len
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 _LONG = 32  # characters; longer texts are wrapped where there are many columns
@@ -24,9 +22,9 @@ _GAP = 2  # between two columns of a terminal
 
 @dataclass(frozen=True)
 class Cell:
-    """An entry. Rows are put in order by `sort`, or else by `text`; `kind` is '', 'missing' or 'head' (of its row).
+    """An entry, sorted by `sort`, or else by `text`. `kind` is '', 'missing' or 'head' (it names its row).
 
-    `ends` are those of an interval that the text tells of.
+    `ends` are those of the interval that the text shows.
     """
 
     text: str
@@ -37,12 +35,12 @@ class Cell:
 
     @property
     def missing(self) -> bool:
-        """Whether there is nothing to compare: marked so, or not a number."""
+        """Whether the cell has no value: it is marked missing or NaN."""
         return self.kind == "missing" or (isinstance(self.sort, float) and math.isnan(self.sort))
 
     @property
     def number(self) -> float | None:
-        """The number it counts as."""
+        """The number behind the text; None for texts and missing cells."""
         return None if self.missing or isinstance(self.sort, str) else self.sort
 
 
@@ -50,8 +48,8 @@ NONE = Cell("–", kind="missing")
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table. Raises ValueError where a row is not as long as `columns`."""
+class Table:
+    """A titled table with notes. Raises ValueError if a row is not as long as `columns`."""
 
     title: str
     columns: Sequence[str]
@@ -64,24 +62,25 @@ class Sheet:
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column, whether all that is there are numbers: such columns are set flush right."""
+        """For each column, whether it has numbers only: such columns are right-aligned."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
         return [bool(c) and all(cell.missing or cell.number is not None for cell in c) for c in columns]
 
 
+# Styler.to_html cannot give cells the data attributes by which the report sorts.
 _HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined).from_string(
     """\
 <table>
-<caption><span>{{ sheet.title }}</span></caption>
+<caption><span>{{ table.title }}</span></caption>
 <thead>
 <tr>
-{% for name in sheet.columns %}
+{% for name in table.columns %}
 <th scope="col" class="{{ 'number' if numeric[loop.index0] else 'text' }}">{{ name }}</th>
 {% endfor %}
 </tr>
 </thead>
 <tbody>
-{% for row in sheet.rows %}
+{% for row in table.rows %}
 <tr>
 {% for cell in row %}
 {% set tag = "th" if cell.kind == "head" else "td" %}
@@ -99,98 +98,93 @@ _HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undef
 )
 
 
-def to_html(sheet: Sheet) -> Markup:
-    """A `<table>` without its notes; what to sort a cell by is in its `data-number`, `data-text` or `data-missing`."""
-    return Markup(_HTML.render(sheet=sheet, numeric=sheet.numeric, long=_LONG, json=_json))
+def to_html(table: Table) -> Markup:
+    """Return a `<table>` without notes; sort keys are in `data-number`, `data-text` and `data-missing`."""
+    return Markup(_HTML.render(table=table, numeric=table.numeric, long=_LONG, json=_json))
 
 
 def _json(number: float) -> str:
-    return json.dumps(float(number))  # what JavaScript reads, infinities included
+    return json.dumps(float(number))  # JavaScript reads this, infinities included
 
 
-def to_csv(sheet: Sheet) -> str:
-    """Numbers in full where a cell has one, else its text, but for –. Title and notes are left out."""
-    columns = _columns(sheet, said=True)
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(zip(*columns.values(), strict=True))
-    return file.getvalue()
+def to_csv(table: Table) -> str:
+    """Return full numbers, texts, and empty fields for –; without title and notes."""
+    return pd.DataFrame(_columns(table, texts=True), dtype=object).to_csv(index=False)
 
 
-def to_frame(sheet: Sheet) -> pd.DataFrame:
-    """The same as a frame, with the title as the column `table`: nothing where cells are missing."""
-    frame = pd.DataFrame(_columns(sheet, said=False), dtype=object)
+def to_frame(table: Table) -> pd.DataFrame:
+    """Return the same as a frame with the title as the column `table`; missing cells are empty."""
+    frame = pd.DataFrame(_columns(table, texts=False), dtype=object)
     for name, values in frame.items():
-        texts = any(isinstance(value, str) for value in values)
-        frame[name] = values.astype("str" if texts else "float64")
-    return frame.assign(table=sheet.title)
+        has_text = any(isinstance(value, str) for value in values)
+        frame[name] = values.astype("str" if has_text else "float64")
+    return frame.assign(table=table.title)
 
 
-def _columns(sheet: Sheet, said: bool) -> dict[str, list[Any]]:
-    """What cells count as (missing ones: what is `said` of them); the ends of intervals in columns of their own."""
+def _columns(table: Table, texts: bool) -> dict[str, list[Any]]:
+    """Return values by column, and the ends of intervals in columns of their own; missing cells as `texts` or None."""
     columns: dict[str, list[Any]] = {}
-    for n, name in enumerate(sheet.columns):
-        cells = [row[n] for row in sheet.rows]
-        columns[name] = [_value(cell, said) for cell in cells]
+    for n, name in enumerate(table.columns):
+        cells = [row[n] for row in table.rows]
+        columns[name] = [_value(cell, texts) for cell in cells]
         if any(cell.ends for cell in cells):
             low, high = ([cell.ends[end] if cell.ends else None for cell in cells] for end in (0, 1))
-            if columns[name] == low:  # an interval and nothing else
+            if columns[name] == low:  # the column shows nothing but the interval
                 del columns[name]
             columns |= {f"{name} low": low, f"{name} high": high}
     return columns
 
 
-def _value(cell: Cell, said: bool) -> float | str | None:
+def _value(cell: Cell, texts: bool) -> float | str | None:
     if cell.missing:
-        return cell.text if said and cell.text != NONE.text else None
+        return cell.text if texts and cell.text != NONE.text else None
     return cell.text if cell.number is None else cell.number
 
 
-def to_markdown(sheet: Sheet) -> str:
-    """A heading, a table of GitHub's Markdown and the notes, a paragraph each."""
-    rules = ["---:" if right else ":---" for right in sheet.numeric]
-    rows = [[_markdown(name) for name in sheet.columns], rules, *_texts(sheet, _markdown, "**{}**")]
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    return "\n".join([f"## {_markdown(sheet.title)}\n", table, *(f"{_markdown(note)}\n" for note in sheet.notes)])
+def to_markdown(table: Table) -> str:
+    """Return a heading, a GitHub table and the notes, a paragraph each."""
+    rules = ["---:" if right else ":---" for right in table.numeric]
+    rows = [[_markdown(name) for name in table.columns], rules, *_texts(table, _markdown, "**{}**")]
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "\n".join([f"## {_markdown(table.title)}\n", lines, *(f"{_markdown(note)}\n" for note in table.notes)])
 
 
-def to_latex(sheet: Sheet) -> str:
-    r"""A `table` with the rules of booktabs, to be read with `\input` between `\usepackage{booktabs}` and the end."""
-    layout = "".join("r" if right else "l" for right in sheet.numeric)
-    head, *rows = (
-        f"{' & '.join(row)} \\\\\n" for row in [[*map(_latex, sheet.columns)], *_texts(sheet, _latex, "\\textbf{{{}}}")]
+def to_latex(table: Table) -> str:
+    r"""Return a `table` environment for `\input`; it needs `\usepackage{booktabs}`."""
+    frame = pd.DataFrame(_texts(table, _latex, "\\textbf{{{}}}"), columns=[*map(_latex, table.columns)], dtype=object)
+    text = frame.style.hide(axis="index").to_latex(
+        column_format="".join("r" if right else "l" for right in table.numeric),
+        caption=_latex(table.title),
+        position_float="centering",
+        hrules=True,
     )
-    notes = "".join(f"\\par\\smallskip\\footnotesize {_latex(note)}\n" for note in sheet.notes)
-    return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{_latex(sheet.title)}}}\n\\begin{{tabular}}{{{layout}}}\n"
-        f"\\toprule\n{head}\\midrule\n{''.join(rows)}\\bottomrule\n\\end{{tabular}}\n{notes}\\end{{table}}\n"
-    )
+    notes = "".join(f"\\par\\smallskip\\footnotesize {_latex(note)}\n" for note in table.notes)
+    return text.replace("\\end{table}", f"{notes}\\end{{table}}")
 
 
-def to_rich(sheet: Sheet, width: int) -> Group:
-    """For a terminal of `width` columns. No number is cut: what is too wide goes on below, the rows' names repeated."""
-    tables = [_rich(sheet, columns) for columns in _blocks(sheet, width)]
-    between = [part for table in tables for part in (table, Text())]
-    return Group(Text(sheet.title, "bold"), *between, *(Text(note, "dim") for note in sheet.notes))
+def to_rich(table: Table, width: int) -> Group:
+    """Return output for a terminal of `width` columns; columns that do not fit follow below, with the row names."""
+    tables = [_rich(table, columns) for columns in _blocks(table, width)]
+    between = [part for each in tables for part in (each, Text())]
+    return Group(Text(table.title, "bold"), *between, *(Text(note, "dim") for note in table.notes))
 
 
-def _rich(sheet: Sheet, columns: Sequence[int]) -> Table:
-    table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold")
+def _rich(table: Table, columns: Sequence[int]) -> rich.table.Table:
+    shown = rich.table.Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold")
     for n in columns:
-        right = sheet.numeric[n]
-        table.add_column(Text(sheet.columns[n]), justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*(Text(row[n].text, "bold" if row[n].bold else "dim" if row[n].missing else "") for n in columns))
-    return table
+        right = table.numeric[n]
+        shown.add_column(Text(table.columns[n]), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text(row[n].text, "bold" if row[n].bold else "dim" if row[n].missing else "") for n in columns))
+    return shown
 
 
-def _blocks(sheet: Sheet, width: int) -> list[list[int]]:
-    """Which columns stand beside each other; those that name the rows are in every block."""
-    every = range(len(sheet.columns))
-    names = [n for n in every if any(row[n].kind == "head" for row in sheet.rows)] or [0]
-    widths = [_GAP + max(map(cell_len, [sheet.columns[n], *(row[n].text for row in sheet.rows)])) for n in every]
-    widths = [w if right else min(w, _LONG) for w, right in zip(widths, sheet.numeric, strict=True)]
+def _blocks(table: Table, width: int) -> list[list[int]]:
+    """Split the columns into blocks that fit; the columns that name rows are in every block."""
+    every = range(len(table.columns))
+    names = [n for n in every if any(row[n].kind == "head" for row in table.rows)] or [0]
+    widths = [_GAP + max(map(cell_len, [table.columns[n], *(row[n].text for row in table.rows)])) for n in every]
+    widths = [w if right else min(w, _LONG) for w, right in zip(widths, table.numeric, strict=True)]
     blocks = [[*names]]
     for n in [n for n in every if n not in names]:
         if len(blocks[-1]) > len(names) and sum(widths[c] for c in [*blocks[-1], n]) > width:
@@ -199,8 +193,8 @@ def _blocks(sheet: Sheet, width: int) -> list[list[int]]:
     return blocks
 
 
-def _texts(sheet: Sheet, escape: Callable[[str], str], bold: str) -> list[list[str]]:
-    return [[bold.format(escape(cell.text)) if cell.bold else escape(cell.text) for cell in row] for row in sheet.rows]
+def _texts(table: Table, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+    return [[bold.format(escape(cell.text)) if cell.bold else escape(cell.text) for cell in row] for row in table.rows]
 
 
 def _markdown(text: str) -> str:
@@ -218,7 +212,7 @@ def _greek(letter: str) -> str:
 
 _GREEK = {c: _greek(c) for c in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"}
 _SIGNS = {"±": "pm", "×": "times", "·": "cdot", "≤": "leq", "≥": "geq", "≈": "approx", "≠": "neq", "∞": "infty"}
-# A bracket or a star after the end of a row would be read as an argument of it.
+# LaTeX reads a bracket or a star after the end of a row as an argument.
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {c: f"{{{c}}}" for c in "[]*"}
@@ -230,6 +224,24 @@ _LATEX = str.maketrans(
 )
 
 
+# --- cells
+
+
+def head(text: str) -> Cell:
+    """Return a cell that names its row."""
+    return Cell(text, kind="head")
+
+
+def size_cell(size: float) -> Cell:
+    """Return a number of annotations."""
+    return NONE if math.isnan(size) else Cell(f"{size:,.0f}", size, kind="head")
+
+
+def count_cell(value: int) -> Cell:
+    """Return a count."""
+    return Cell(f"{value:,}", value)
+
+
 def signed(number: float, digits: int) -> str:
-    """A difference with its sign; what rounds to nothing is +0."""
+    """Return a difference with its sign; zero after rounding is +0."""
     return f"{round(number, digits) + 0.0:+.{digits}f}"

@@ -10,7 +10,7 @@ import pytest
 
 import analysis
 from analysis.__main__ import main
-from analysis.cli.report import report
+from analysis.show.report import report
 from iris.store import Store
 from sweeps.state.records import Launch, Records
 from tests.analysis import stores
@@ -19,7 +19,7 @@ from tests.analysis.stores import Made
 
 SECTIONS = [
     *("Scores", "Differences from sft", "Iterations", "Data efficiency", "Training", "Cost"),
-    *("Completeness", "Provenance", "How to get every number again"),
+    *("Completeness", "Provenance", "Reproduce"),
 ]
 
 
@@ -53,7 +53,7 @@ def test_a_store_with_a_fifth_missing_failed_and_damaged(copy: Made) -> None:
     page = report(frames)
     assert (
         "4 of 18 experiments are not finished" in page
-        and "Stages that do not match their checksums and are left out: 1." in page
+        and "Stages left out because they do not match their checksums: 1." in page
     )
     assert "failed (out of memory)" in page and "damaged" in page
     lost = {point["name"] for point in hurt}
@@ -86,12 +86,12 @@ def test_provenance_and_commands(copy: Made) -> None:
 def test_the_report_of_a_search(copy: Made, capsys: pytest.CaptureFixture[str]) -> None:
     copy.record_search("toy")
     page = report(analysis.load("search-toy", copy.store))
-    titles = ["Trials", "Cost", "Provenance", "How to get every number again"]
+    titles = ["Trials", "Cost", "Provenance", "Reproduce"]
     assert re.findall(r"<h2.*?>([^<]+)</a></h2>", page) == titles
     assert "python -m sweeps search search=toy launcher=local<" in page and page.count("<img") == 1
     assert given_again(page) == ["table", "table", "figures"]
     best, score = 1, 100 * stores.score("iris", 200, 1, 2, "average")
-    assert f"Best: trial {best} with {score:.1f} %. Chosen for that among 2" in page
+    assert f"Best: trial {best} with {score:.1f} %. As the best of 2 complete trials" in page
     assert "not finished" not in page, "pruning is what a search is for"
     capsys.readouterr()
     assert main(["table", "study=search-toy", f"store={copy.store.root}"]) == 0

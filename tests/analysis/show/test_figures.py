@@ -86,7 +86,7 @@ def test_missing_cells_are_not_drawn_but_counted() -> None:
     assert all(np.isnan(bars(panel(figure, "200k annotations"), "sft")[1]))
     # iris on 14k, iteration 3: seeds 1 and 2 alone. Missing: 1 of iris, 2 iterations × 3 seeds of spin, 9 of sft
     assert bars(panel(figure, "14k annotations"), "iris")[1][2] == pytest.approx((38 + 39) / 2)
-    assert said(figure) == "16 of 81 cells missing (16 failed); means over 2–3 seeds; bars: 95 % t-intervals"
+    assert said(figure) == "16 of 81 results missing (16 failed); means over 2–3 seeds; bars: 95 % t-intervals"
 
 
 def test_one_seed_has_no_interval() -> None:
@@ -117,7 +117,7 @@ def test_efficiency_shows_the_last_policy_by_annotations() -> None:
     np.testing.assert_allclose(bars(axes, "spin")[1], [35, np.nan, 39])
     assert line(axes, "start") == pytest.approx(np.array([SIZES, [32, 34, 36]]))
     assert line(axes, "base")[1] == pytest.approx([30, 30])
-    assert said(figure).startswith("7 of 27 cells missing (7 failed)")
+    assert said(figure).startswith("7 of 27 results missing (7 failed)")
 
 
 def test_efficiency_needs_two_sizes() -> None:
@@ -143,7 +143,7 @@ def test_alpha_by_step_and_the_gap_by_iteration() -> None:
     x, y, intervals = bars(panel(figure, "50k annotations", row=1), "iris")
     assert x.tolist() == [1, 2, 3] and y == pytest.approx([0.3, 0.15, 0.1])
     assert not any(map(len, intervals))  # the seeds are equal
-    assert said(figure).startswith("1 of 27 cells missing (1 failed); means over 2–3 seeds")
+    assert said(figure).startswith("1 of 27 results missing (1 failed); means over 2–3 seeds")
 
 
 def test_ratios_and_the_share_of_the_batch_that_counts() -> None:
@@ -200,7 +200,7 @@ def test_cost_without_gpus_is_time() -> None:
     assert panel(figure).get_xlabel() == "Cost (minutes, no GPU)"
     paths = [one for one in panel(figure).lines if one.get_label() == "spin"]  # one per size
     assert [np.asarray(one.get_xdata()).tolist() for one in paths] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
-    assert said(figure).startswith("16 of 81 cells missing (16 failed)")
+    assert said(figure).startswith("16 of 81 results missing (16 failed)")
 
 
 def test_the_front_leaves_out_what_another_beats() -> None:
@@ -226,7 +226,7 @@ def test_tasks_show_differences_to_the_start() -> None:
     assert np.asarray(mesh.get_array())[2] == pytest.approx([6] * 4)
     assert mesh.get_clim() == pytest.approx((-6, 6))  # no difference is in the middle of the colours
     assert figure.get_suptitle() == "Score minus that of start (points)"
-    assert said(figure).startswith("28 of 108 cells missing (28 failed)")
+    assert said(figure).startswith("28 of 108 results missing (28 failed)")
 
 
 def test_tasks_without_a_start_show_scores() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from analysis.show.page import Picture, Section, page
-from analysis.show.table import Cell, Sheet
+from analysis.show.table import Cell, Table
 from tests.analysis.browser import NAMES, Tab, browser, find
 
 NASTY = (
@@ -52,10 +52,10 @@ FALLING = {
 def report() -> str:
     """A page with one of everything, and much of what is hard to lay out."""
     rows = [[Cell(f"row {n}", kind="head"), *cells] for n, cells in enumerate(zip(NUMBERS, WORDS, MIXED, strict=True))]
-    small = Sheet("Small", ["row", "number", "word", "mixed"], rows, ["a note"])
+    small = Table("Small", ["row", "number", "word", "mixed"], rows, ["a note"])
     tasks = [f"task_{n}" for n in range(30)]
     numbers = [Cell(f"{n}.25 ± 1.50", n + 0.25, bold=n == 7) for n in range(30)]
-    wide = Sheet("Wide", ["method", *tasks], [[Cell("iris-" + "x" * 90, kind="head"), *numbers]] * 3)
+    wide = Table("Wide", ["method", *tasks], [[Cell("iris-" + "x" * 90, kind="head"), *numbers]] * 3)
     pictures = [Picture(f"In {colour}", SVG.format(colour), "What it shows.") for colour in ("red", "blue")]
     sections = [
         Section("Results", ["A paragraph.", "w" * 300], [small, wide]),
@@ -148,8 +148,8 @@ def serving() -> Iterator[tuple[str, list[str]]]:
 
 
 def test_all_that_is_passed_is_shown_as_text(tab: Tab, tmp_path: Path) -> None:
-    sheet = Sheet(NASTY, [NASTY], [[Cell(NASTY, NASTY, kind="head")], [Cell(NASTY, kind="missing")]], [NASTY])
-    section = Section(NASTY, [NASTY], [sheet], [Picture(NASTY, SVG.format("red"), NASTY)], [NASTY])
+    table = Table(NASTY, [NASTY], [[Cell(NASTY, NASTY, kind="head")], [Cell(NASTY, kind="missing")]], [NASTY])
+    section = Section(NASTY, [NASTY], [table], [Picture(NASTY, SVG.format("red"), NASTY)], [NASTY])
     show(tab, tmp_path, page(NASTY, NASTY, [NASTY], [section], NASTY))
     assert tab.run("[document.scripts.length, document.images.length, document.styleSheets.length]") == [1, 1, 1]
     assert tab.run("[document.title, document.images[0].alt]") == [NASTY, NASTY]
@@ -192,7 +192,7 @@ def test_keys_sort_as_the_mouse_does(tab: Tab) -> None:
 
 def test_rows_that_are_equal_stay_in_the_order_they_had(tab: Tab, tmp_path: Path) -> None:
     rows = [[Cell(a), Cell(b, float(b))] for a, b in itertools.product("zyx", "21")]
-    show(tab, tmp_path, page("t", "", [], [Section("s", sheets=[Sheet("t", ["a", "b"], rows)])], ""))
+    show(tab, tmp_path, page("t", "", [], [Section("s", tables=[Table("t", ["a", "b"], rows)])], ""))
     tab.click("thead th:nth-child(2)")
     assert tab.run("document.querySelector('tbody').innerText.replace(/\\s+/g, '')") == "z1y1x1z2y2x2"
 
@@ -283,8 +283,8 @@ def luminance(colour: str) -> float:
 def test_paper_is_white_and_shows_all_of_a_table(tab: Tab, tmp_path: Path) -> None:
     tasks = [f"a_long_name_{n}" for n in range(10)]
     rows = [[Cell("iris", kind="head"), Cell("200", 200), *(Cell("61.25 ± 1.50 (n = 3)", 61.25) for _ in tasks)]]
-    sheet = Sheet("Tasks", ["method", "annotations", *tasks], rows)
-    show(tab, tmp_path, page("t", "", [], [Section("s", sheets=[sheet])], ""))
+    table = Table("Tasks", ["method", "annotations", *tasks], rows)
+    show(tab, tmp_path, page("t", "", [], [Section("s", tables=[table])], ""))
     tab.show(1032, scheme="dark", media="print")  # A4 paper on its side, between its margins
     assert luminance(tab.run("getComputedStyle(document.body).backgroundColor")) == 1
     assert tab.run("document.documentElement.scrollWidth") <= 1032

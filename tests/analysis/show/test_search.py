@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.collect.frames import Frames
+from analysis.compare.trials import Trials, trials
 from analysis.show import figures, search
 from iris.store import Store
 from sweeps.search import file
@@ -63,16 +64,16 @@ def frames(
     )
 
 
-def of(root: Path, **more: dict[int, tuple[str, float | None, list[float]]]) -> search.Trials:
-    found = search.trials(frames(root, **more))  # type: ignore[arg-type]
+def of(root: Path, **more: dict[int, tuple[str, float | None, list[float]]]) -> Trials:
+    found = trials(frames(root, **more))  # type: ignore[arg-type]
     assert found is not None
     return found
 
 
 def test_only_a_search_that_was_begun_is_one(tmp_path: Path, folder: Path) -> None:
-    assert search.trials(frames(tmp_path)) is None
+    assert trials(frames(tmp_path)) is None
     declare(folder)
-    assert search.trials(frames(tmp_path, study="toy")) is None and search.figure(frames(tmp_path, study="toy")) is None
+    assert trials(frames(tmp_path, study="toy")) is None and search.figure(frames(tmp_path, study="toy")) is None
     assert (
         set(figures.of(frames(tmp_path))) == {"search"} and figures.of(frames(tmp_path, study="toy")) == figures.FIGURES
     )
@@ -111,22 +112,22 @@ def test_equal_trials_overstate_the_best_by_the_mean_of_the_highest_of_so_many_e
 
 def test_the_table_says_what_became_of_every_trial(tmp_path: Path, folder: Path) -> None:
     declare(folder)
-    sheet = search.sheet(of(tmp_path))
-    rows = [[cell.text for cell in row] for row in sheet.rows]
+    table = search.table(of(tmp_path))
+    rows = [[cell.text for cell in row] for row in table.rows]
     assert rows[0] == ["2", "done", "60.0 ± 2.0", "55.0", "2", "[2]"]
     assert [row[0] for row in rows] == ["2", "10", "0", "1", "3"], "the best first, those without a score last"
     assert rows[3] == ["1", "pruned", "–", "30.0", "1", "[1]"] and rows[4] == ["3", "failed", "–", "–", "–", "[3]"]
-    text = " ".join(sheet.notes)
+    text = " ".join(table.notes)
     bias = 100 * of(tmp_path).bias
     assert "Trial 3 failed: out of memory." in text
-    assert "Best: trial 2 with 60.0 %. Chosen for that among 3 that came to their end" in text
+    assert "Best: trial 2 with 60.0 %. As the best of 3 complete trials" in text
     assert f"it overstates itself by about {bias:.1f} points: {60 - bias:.1f} % is the better estimate" in text
 
 
 def test_a_search_that_has_just_begun(tmp_path: Path, folder: Path) -> None:
     declare(folder)
     waiting = of(tmp_path, trials={0: ("running", None, [])})
-    assert "No trial has come to its end yet." in search.sheet(waiting).notes and search.figure(waiting.frames) is None
+    assert "No trial is complete yet." in search.table(waiting).notes and search.figure(waiting.frames) is None
     first = of(tmp_path, trials={0: ("done", 0.5, [])})
     assert search.notes(first)[-1] == "Best: trial 0 with 50.0 %." and search.figure(first.frames) is not None
 

@@ -10,34 +10,34 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from analysis.show.table import NONE, Cell, Sheet, to_csv, to_frame, to_html, to_latex, to_markdown, to_rich
+from analysis.show.table import NONE, Cell, Table, to_csv, to_frame, to_html, to_latex, to_markdown, to_rich
 
 NASTY = r"a|b <i>x</i> *y* __z__ `c` [d](e) \n & &amp; ~~f~~ $g$ #h {i} ^j % --k [bold]l[/]"
 
 
-def sheet(*rows: list[Cell], columns: tuple[str, ...] = ("method", "score")) -> Sheet:
-    return Sheet("Scores", columns, rows)
+def made(*rows: list[Cell], columns: tuple[str, ...] = ("method", "score")) -> Table:
+    return Table("Scores", columns, rows)
 
 
-def wide(tasks: int = 12) -> Sheet:
+def wide(tasks: int = 12) -> Table:
     """More numbers than fit beside each other."""
     rows = [
         [Cell(f"method {m}", kind="head"), *(Cell(f"{m + n / 10:.1f} ± 1.25", m + n / 10) for n in range(tasks))]
         for m in range(3)
     ]
-    return Sheet("All tasks", ("method", *(f"task_{n}" for n in range(tasks))), rows, ("mean ± one standard error",))
+    return Table("All tasks", ("method", *(f"task_{n}" for n in range(tasks))), rows, ("mean ± one standard error",))
 
 
-def printed(sheet: Sheet, width: int) -> list[str]:
+def printed(table: Table, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     with console.capture() as capture:
-        console.print(to_rich(sheet, width))
+        console.print(to_rich(table, width))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def test_rows_are_as_long_as_the_head() -> None:
     with pytest.raises(ValueError, match="'Scores' has not 2 cells"):
-        sheet([Cell("iris")])
+        made([Cell("iris")])
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,17 @@ def test_rows_are_as_long_as_the_head() -> None:
     ],
 )
 def test_a_column_of_numbers_is_set_flush_right(cells: list[Cell], right: bool) -> None:
-    table = Sheet("", ["a"], [[cell] for cell in cells])
+    table = Table("", ["a"], [[cell] for cell in cells])
     assert table.numeric == [right]
     assert (r"\begin{tabular}{r}" in to_latex(table)) == ("| ---: |" in to_markdown(table)) == right
     assert ('<th scope="col" class="number">' in to_html(table)) == right
-    assert (printed(Sheet("", ["wide name"], table.rows), 80)[1] == "wide name") and (
-        not cells or printed(Sheet("", ["wide name"], table.rows), 80)[2].startswith(" ") == right
+    assert (printed(Table("", ["wide name"], table.rows), 80)[1] == "wide name") and (
+        not cells or printed(Table("", ["wide name"], table.rows), 80)[2].startswith(" ") == right
     )
 
 
 def test_a_spreadsheet_gets_numbers_in_full_and_text_where_there_is_none() -> None:
-    table = sheet([Cell('a "b", c'), Cell("12.3 ± 0.1", 0.1 + 0.2)], [Cell("d"), Cell("failed", kind="missing")])
+    table = made([Cell('a "b", c'), Cell("12.3 ± 0.1", 0.1 + 0.2)], [Cell("d"), Cell("failed", kind="missing")])
     rows = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [row["method"] for row in rows] == ['a "b", c', "d"]
     assert float(rows[0]["score"]) == 0.1 + 0.2
@@ -71,7 +71,7 @@ def test_a_spreadsheet_gets_numbers_in_full_and_text_where_there_is_none() -> No
 def test_a_spreadsheet_gets_the_ends_of_intervals_in_columns_of_their_own() -> None:
     scores = [Cell("5.0 ± 1.0", 5.0, ends=(4.0, 6.0)), Cell("7.0", 7.0), NONE]
     ranges = [Cell("1 … 3", 1.0, ends=(1.0, 3.0)), NONE, NONE]
-    table = Sheet("scores", ["score", "range"], list(zip(scores, ranges, strict=True)))
+    table = Table("scores", ["score", "range"], list(zip(scores, ranges, strict=True)))
     assert to_csv(table).splitlines() == [
         "score,score low,score high,range low,range high", "5.0,4.0,6.0,1.0,3.0", "7.0,,,,", ",,,,",
     ]  # fmt: skip
@@ -80,15 +80,15 @@ def test_a_spreadsheet_gets_the_ends_of_intervals_in_columns_of_their_own() -> N
 
 
 def test_tables_that_have_little_in_common_make_one_frame() -> None:
-    texts = Sheet("a", ["name", "x"], [[Cell("n", kind="head"), Cell("not reached", kind="missing")]])
-    numbers = Sheet("b", ["name", "y"], [[Cell("1", 1, kind="head"), Cell("many")]])
+    texts = Table("a", ["name", "x"], [[Cell("n", kind="head"), Cell("not reached", kind="missing")]])
+    numbers = Table("b", ["name", "y"], [[Cell("1", 1, kind="head"), Cell("many")]])
     frame = pd.concat([to_frame(texts), to_frame(numbers)])
     assert frame["table"].tolist() == ["a", "b"] and frame["x"].isna().all() and frame["y"].tolist()[1] == "many"
 
 
 def test_what_a_reader_of_markdown_sees_is_the_text() -> None:
     rows = [[Cell(NASTY), Cell("1", 1, bold=True)], [Cell("two\nlines"), Cell("2", 2)]]
-    text = to_markdown(Sheet(NASTY, (NASTY, "score"), rows, (NASTY,)))
+    text = to_markdown(Table(NASTY, (NASTY, "score"), rows, (NASTY,)))
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
     inline = [token for token in tokens if token.type == "inline"]
     shown = ["".join(part.content for part in token.children or []) for token in inline]
@@ -99,7 +99,7 @@ def test_what_a_reader_of_markdown_sees_is_the_text() -> None:
 
 
 def test_markup_of_html_is_text() -> None:
-    text = to_html(Sheet(NASTY, [NASTY], [[Cell(NASTY, '"><script>')]]))
+    text = to_html(Table(NASTY, [NASTY], [[Cell(NASTY, '"><script>')]]))
     assert "<i>" not in text and "<script>" not in text
     assert text.count("&lt;i&gt;x&lt;/i&gt;") == 3
 
@@ -120,7 +120,7 @@ def test_markup_of_html_is_text() -> None:
     ],
 )
 def test_text_is_escaped_for_latex_wherever_it_stands(text: str, latex: str) -> None:
-    lines = to_latex(Sheet(text, (text, "n"), [[Cell(text, bold=True), Cell("1", 1)]], (text,))).splitlines()
+    lines = to_latex(Table(text, (text, "n"), [[Cell(text, bold=True), Cell("1", 1)]], (text,))).splitlines()
     assert rf"\caption{{{latex}}}" in lines
     assert rf"{latex} & n \\" in lines
     assert rf"\textbf{{{latex}}} & 1 \\" in lines
@@ -128,7 +128,7 @@ def test_text_is_escaped_for_latex_wherever_it_stands(text: str, latex: str) -> 
 
 
 def test_the_rules_of_booktabs_enclose_head_and_rows() -> None:
-    lines = to_latex(sheet([Cell("iris"), Cell("1", 1)], [Cell("spin"), Cell("2", 2)])).splitlines()
+    lines = to_latex(made([Cell("iris"), Cell("1", 1)], [Cell("spin"), Cell("2", 2)])).splitlines()
     rules = [lines.index(rf"\{rule}") for rule in ("toprule", "midrule", "bottomrule")]
     assert [rules[1] - rules[0], rules[2] - rules[1]] == [2, 3]
 
@@ -151,11 +151,11 @@ def test_each_part_of_a_wide_table_names_its_rows(width: int, blocks: int) -> No
 @pytest.mark.parametrize("width", [80, 120])
 def test_long_words_are_wrapped_and_not_cut(width: int) -> None:
     name = "x" * 150
-    lines = printed(sheet([Cell(name, kind="head"), Cell("61.25", 61.25)]), width)
+    lines = printed(made([Cell(name, kind="head"), Cell("61.25", 61.25)]), width)
     assert max(map(len, lines)) <= width
     assert sum(line.count("x") for line in lines) == 150
     assert any(line.endswith("61.25") for line in lines)
 
 
 def test_a_terminal_shows_markup_as_text() -> None:
-    assert any("[bold]l[/]" in line for line in printed(Sheet("[red]t", ["a"], [[Cell("[bold]l[/]")]]), 80))
+    assert any("[bold]l[/]" in line for line in printed(Table("[red]t", ["a"], [[Cell("[bold]l[/]")]]), 80))
