@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from iris.errors import UserError
 from iris.evaluation.harness import evaluate
@@ -50,20 +50,25 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
 
 
-def make_model(context: int = 2048) -> LlamaForCausalLM:
+def make_model(context: int = 2048, kind: str = "llama") -> PreTrainedModel:
+    """A tiny model; mistral and gemma3 see eight tokens back in some or all layers."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        kind,
         vocab_size=len(CHARACTERS) + 2,
         hidden_size=32,
-        intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=context,
+        bos_token_id=None,
         eos_token_id=0,
         initializer_range=0.3,  # far from uniform
     )
-    return LlamaForCausalLM(config)
+    for name, value in {"intermediate_size": 32, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8}.items():
+        if kind != "gpt2":
+            setattr(config, name, value)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model.eval()
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -83,7 +88,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
+def model() -> PreTrainedModel:
     return make_model()
 
 
@@ -92,14 +97,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
-def test_likelihoods_agree_with_those_of_plain_hflm() -> None:
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3_text"])
+def test_likelihoods_agree_with_those_of_plain_hflm(kind: str) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     from iris.evaluation.lm import PolicyLM
     from iris.execution.progress import Progress
 
-    short = make_model(context=48)
+    short = make_model(context=48, kind=kind)
     ours = PolicyLM(
         short,
         make_tokenizer(),
@@ -127,9 +133,7 @@ def test_likelihoods_agree_with_those_of_plain_hflm() -> None:
     assert short.config._attn_implementation == "sdpa"
 
 
-def test_two_processes_score_like_one(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
+def test_two_processes_score_like_one(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     one = evaluate(model, tokenizer, ["add", "choose"], include=[folder])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -158,7 +162,7 @@ def test_two_processes_score_like_one(
     [({"limit": 0}, "limit=0"), ({"num_fewshot": -1}, "num_fewshot=-1"), ({"template": "chat"}, "no chat template")],
 )
 def test_options_out_of_range(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], message: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(model, tokenizer, ["gsm8k"], **options)
@@ -180,7 +184,7 @@ class Pair(World):
 
 
 def test_a_failure_reaches_all_processes(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
     with pytest.raises(RuntimeError, match="Process 1 could not answer its evaluation requests: ValueError: boom"):
         evaluate(model, tokenizer, ["choose"], include=[folder], world=Pair(0, 2))
