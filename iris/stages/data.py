@@ -9,15 +9,18 @@ order of the source), when
 - *empty prompt*, *empty response*: nothing but white space;
 - *duplicate*: an earlier row has the same system message, prompt and response;
 - *refused by the chat template*: the tokenizer's template raises for these messages, for instance a system message;
-- *over-long prompt*: more than `max_prompt_tokens` tokens, the template's included.
+- *over-long prompt*: more than `max_prompt_tokens` tokens, the template's included, or no room left in the model's
+  context.
 
-A response of more than `max_response_tokens` tokens, its end token included, is cut at its end, has no end token then,
-and is counted as truncated. The usable rows are ordered by SHA-256(`subset_seed:id`) and the first `size` are taken:
-14k ⊂ 26k ⊂ 50k, whatever the order of the source. Rows are tokenized in that order and no further than needed, so
-over-long and refused prompts are counted among the `examined` rows only; the other reasons among all.
+A response of more than `max_response_tokens` tokens, its end token included, or than the model's context holds after
+the prompt, is cut at its end, has no end token then, and is counted as truncated. The usable rows are ordered by
+SHA-256(`subset_seed:id`) and the first `size` are taken: 14k ⊂ 26k ⊂ 50k, whatever the order of the source. Rows are
+tokenized in that order and no further than needed, so over-long and refused prompts are counted among the `examined`
+rows only; the other reasons among all.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +36,9 @@ from iris.data.rows import ROWS, subset_order
 from iris.data.sources import described, read_source
 from iris.errors import UserError
 from iris.execution.runner import Context
-from iris.model.text import check_template, encode_prompt, encode_response, load_tokenizer
+from iris.model.architecture import context_length
+from iris.model.policy import model_folder, read_config
+from iris.model.text import check_template, encode_prompt, encode_response, read_tokenizer
 from iris.plan import Stage
 from iris.store import Claim
 
@@ -183,13 +188,17 @@ class _Encoder:
     template: str
     max_prompt: int
     max_response: int
+    context: float
 
     @classmethod
     def of(cls, stage: Stage, context: Context) -> "_Encoder":
         identity = stage.identity
-        tokenizer = load_tokenizer(context.artifact(stage.one("tokenizer")))
+        folder = model_folder(context.artifact(stage.one("tokenizer")))
+        tokenizer = read_tokenizer(folder)
         check_template(tokenizer, identity["template"])
-        return cls(tokenizer, identity["template"], identity["max_prompt_tokens"], identity["max_response_tokens"])
+        length = context_length(read_config(folder)) or math.inf
+        limits = identity["max_prompt_tokens"], identity["max_response_tokens"]
+        return cls(tokenizer, identity["template"], *limits, length)
 
     def __call__(self, example: Example) -> dict[str, Any] | str:
         """The row of an example, or why it has none."""
@@ -197,7 +206,8 @@ class _Encoder:
             prompt = encode_prompt(self.tokenizer, self.template, example.messages)
         except jinja2.TemplateError:
             return _REFUSED
-        if len(prompt) > self.max_prompt:
+        room = min(self.max_response, self.context - len(prompt))
+        if len(prompt) > self.max_prompt or room < 1:
             return _OVER_LONG
         response = encode_response(self.tokenizer, self.template, example.response)
         return {
@@ -206,8 +216,8 @@ class _Encoder:
             "prompt": example.prompt,
             "response": example.response,
             "prompt_tokens": prompt,
-            "response_tokens": response[: self.max_response],
-            "truncated": len(response) > self.max_response,
+            "response_tokens": response[: int(room)],
+            "truncated": len(response) > room,
         }
 
 

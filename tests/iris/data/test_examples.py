@@ -298,6 +298,17 @@ def test_a_prompt_may_have_exactly_the_longest_length(context: Context, tmp_path
     assert results["unusable"] == {"over-long prompt": {"count": 1, "examples": [2]}}
 
 
+def test_no_row_exceeds_the_context_of_the_model(context: Context, tmp_path: Path) -> None:
+    rows = [("a" * 500, "b" * 40), ("c" * 511, "d"), ("e", "f")]  # of 512 positions; the template adds one token
+    source = jsonl(tmp_path / "d.jsonl", [{"prompt": p, "response": r} for p, r in rows])
+    artifact = made(of_files(source, max_prompt_tokens=1000), context)
+    table = pq.read_table(artifact.folder / ROWS).to_pylist()
+    found = {row["prompt"][0]: (len(row["prompt_tokens"]), len(row["response_tokens"])) for row in table}
+    assert found == {"a": (501, 11), "e": (2, 2)}
+    assert artifact.results["unusable"] == {"over-long prompt": {"count": 1, "examples": [1]}}
+    assert artifact.results["truncated"] == 1
+
+
 def test_long_responses_are_cut_at_their_end_and_counted(context: Context, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", [{"prompt": "p", "response": "abcdefgh"[:n]} for n in (6, 7, 8)])
     artifact = made(of_files(source, max_response_tokens=7), context)
