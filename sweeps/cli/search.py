@@ -1,17 +1,18 @@
 """python -m sweeps search search=NAME launcher=local workers=4      search a space of experiments
-python -m sweeps search search=NAME launcher=slurm workers=16     the same on a cluster: submits its workers and returns
-python -m sweeps search search=NAME --report                      what it has found so far
+python -m sweeps search search=NAME launcher=slurm workers=16     on a cluster: submit the workers and return
+python -m sweeps search search=NAME --report                      results so far, of a search on the store
 
     trials=50 sampler=cmaes pruner=none share=0.3 objective=TASK      the search (conf/search/*.yaml has the keys)
     sampler.KEY=VALUE pruner.KEY=VALUE                                settings of Optuna's sampler and pruner
-    space.KEY.step=null space.KEY={low: 1e-6, high: 1e-4, log: true}  the space; space.KEY=null takes a key out
-    name=NAME                                                         another search of the same declaration
-    storage=postgresql://USER@HOST/DB                                 where trials are kept: not in a file of the store
+    space.KEY.step=null space.KEY={low: 1e-6, high: 1e-4, log: true}  the space; space.KEY=null removes a key
+    name=NAME                                                         another search with the same declaration
+    storage=postgresql://USER@HOST/DB                                 keep trials in a database, not in the store
     launcher.KEY=VALUE                                                as for launch
 
-Samplers: tpe, cmaes, random, grid, nsga2. Pruners: asha, hyperband, median, none. Everything else is an override of
-every trial's experiment: seed=1, data.size=1k, store=FOLDER. The same command again goes on where things are; a search
-that has ended gives its report. A password belongs into the variable IRIS_SEARCH_STORAGE, not onto the command line.
+Samplers: tpe, cmaes, random, grid, nsga2. Pruners: asha, hyperband, median, none. Everything else overrides every
+trial's experiment: seed=1, data.size=1k, store=FOLDER. Rerun the same command to continue; a search with enough
+trials prints its report. --report needs only name= and store=, where they were given. Put a password into the
+variable IRIS_SEARCH_STORAGE, not onto the command line.
 """
 
 import os
@@ -33,37 +34,48 @@ from sweeps.study.presets import names
 from sweeps.study.settings import of_text
 
 if TYPE_CHECKING:
+    from sweeps.search.session import Session
     from sweeps.search.trial import Trial
 
 _SETTINGS = ("search", "launcher", "workers", "storage")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command. Exit status 1: a worker in this process has failed."""
+    """Run the command; return 1 if a worker in this process failed."""
     parsed = parse(arguments, settings=_SETTINGS, flags={"--report": "", "--help": ""})
     if "--help" in parsed.flags:
         print(__doc__)
         return 0
-    from sweeps.search.launch import Workers, start
+    from sweeps.search.launch import Request, start
     from sweeps.search.session import Session
 
     signal.signal(signal.SIGTERM, _terminate)
     url = _storage(parsed)
-    search = load_search(parsed.get("search", f"search={' or search='.join(names('search'))}."), parsed.overrides)
-    config, common = _checked(search)
-    begun = Session(search, config.store, url)
+    name = parsed.get("search", f"search={' or search='.join(names('search'))}.")
     if "--report" in parsed.flags:
-        print("\n".join(begun.report()))
+        print("\n".join(_declared(name, parsed.overrides, url).report()))
         return 0
     launcher = load_launcher(
         parsed.get("launcher", "launcher=slurm, launcher=local or launcher=inline."), parsed.under("launcher")
     )
     workers = _workers(parsed, launcher)
-    begun.declare()
-    if not begun.left():
-        print("\n".join(begun.report()))
+    search = load_search(name, parsed.overrides)
+    config, common = _checked(search)
+    session = Session(search, config.store, url)
+    session.declare()
+    if not session.left():
+        print("\n".join(session.report()))
         return 0
-    return start(begun, Workers(launcher, workers, config, common, _shown(arguments, url)))
+    return start(session, Request(launcher, workers, config, common, _shown(arguments, url)))
+
+
+def _declared(name: str, overrides: Sequence[str], url: str | None) -> "Session":
+    """Return a search as it was started; of the overrides, only those that name it and its store count."""
+    from sweeps.search.session import Session
+
+    search = load_search(name, [override for override in overrides if override.startswith(("name=", "store="))])
+    _, values = next(space.corners(search.space, 1))
+    return Session.declared(search.name, compose.load([*search.base, *space.overrides(values)]).store, url)
 
 
 def _terminate(*_: Any) -> None:
@@ -71,7 +83,7 @@ def _terminate(*_: Any) -> None:
 
 
 def _storage(parsed: Arguments) -> str | None:
-    """The address of a database, from now on in the environment alone: manifests hold the words of the command."""
+    """Move the address of a database into the environment, because manifests hold the command line; return it."""
     from sweeps.search.optuna_study import STORAGE, database, shown
 
     given = parsed.settings.get("storage")
@@ -99,16 +111,19 @@ def _workers(parsed: Arguments, launcher: Launcher) -> int:
 
 
 def _checked(search: Search) -> tuple[Config, list[Stage]]:
-    """A trial's configuration, and the stages that all begin with, once every corner of the space can be planned.
+    """Plan a trial at every corner of the space; return a configuration and the stages that all trials begin with.
 
-    Raises one UserError that lists all that is wrong.
+    Raises one UserError that lists all mistakes.
     """
     from sweeps.search.optuna_study import make_pruner, make_sampler
     from sweeps.search.trial import make_trial
 
-    _check_words(search)
+    _check_overrides(search)
     _, values = next(space.corners(search.space, 1))
     bare = compose.load([*search.base, *space.overrides(values)])
+    make_sampler(search, 0)
+    make_pruner(search, 1)
+    _check_objective(search, bare)
     found: dict[str, list[Trial]] = {}
     errors: dict[str, str] = {}
     for parameter, values in space.corners(search.space, bare.iterations):
@@ -121,25 +136,23 @@ def _checked(search: Search) -> tuple[Config, list[Stage]]:
         raise UserError("\n".join(f"{where}: {message}" for message, where in errors.items()))
     _check_difference(found)
     trials = [trial for own in found.values() for trial in own]
-    make_sampler(search, 0)
     make_pruner(search, max(len(trial.rungs) for trial in trials))
-    _check_objective(search, bare)
     shared = [{stage.id for stage in trial.rungs[0].stages} for trial in trials]
     return bare, [stage for stage in trials[0].rungs[0].stages if all(stage.id in names for names in shared)]
 
 
 def _check_difference(found: Mapping[str, Sequence["Trial"]]) -> None:
-    """Refuse a parameter that reaches no stage: all its values would be one experiment."""
+    """Raise UserError for a parameter that reaches no stage: all its values would be one experiment."""
     for key, trials in found.items():
         if len(trials) > 1 and len({trial.whole.key for trial in trials}) == 1:
             raise UserError(
                 f"space: {key} makes no difference to these experiments (method={trials[0].config.method.name}): "
-                f"take it out with space.{key}=null, or change what they are."
+                f"remove it with space.{key}=null, or change the method."
             )
 
 
-def _check_words(search: Search) -> None:
-    """A key that neither the experiment nor the search has may be a mistyped one of the search."""
+def _check_overrides(search: Search) -> None:
+    """Raise UserError for an override that neither the search nor the configuration has."""
     known = [*_SETTINGS, "name", *(key for key in DECLARED if key != "base")]
     sections = {"hydra", *compose.groups(), *(f.split(".")[0] for f in Config.__dataclass_fields__)}
     for override in search.base:
@@ -153,7 +166,7 @@ def _check_words(search: Search) -> None:
 
 
 def _check_objective(search: Search, config: Config) -> None:
-    """Refuse a task that is not evaluated, before anything is spent; its metrics are only known by then."""
+    """Raise UserError for a task that is not evaluated; its metrics are known only after the first evaluation."""
     from iris.evaluation.catalog import select
 
     task = search.objective.partition(":")[0]

@@ -179,9 +179,10 @@ class Scheduler:
 
 def _imports(tasks: Sequence[Task]) -> list[str]:
     """Return modules to import once before all jobs, which are then forks that start in a tenth of a second."""
-    kinds = {stage.kind for task in tasks for stage in task.work.stages}
+    kinds = {kind for task in tasks for kind in task.work.kinds}
+    works = sorted({type(task.work).__module__ for task in tasks})
     late = ["iris.evaluation.lm", "lm_eval.evaluator"] if "evaluate" in kinds else []
-    return ["sweeps.launch.local", *(f"iris.stages.{kind}" for kind in sorted(kinds)), *late]
+    return ["sweeps.launch.local", *works, *(f"iris.stages.{kind}" for kind in sorted(kinds)), *late]
 
 
 def _process(work: Work, variables: dict[str, str], log: str) -> None:

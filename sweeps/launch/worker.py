@@ -33,6 +33,11 @@ class Work:
     def folder(self) -> Folder:
         return Records(Store(self.store)).folder(self.launch)
 
+    @property
+    def kinds(self) -> set[str]:
+        """Return the kinds of stages that it may run."""
+        return {stage.kind for stage in self.stages}
+
     def heartbeat(self, attempt: int = 0) -> Heartbeat:
         """Return the writer of the job's state; enter it before slow imports."""
         return Heartbeat(self.folder, self.number, attempt=attempt, main=os.environ.get("RANK", "0") == "0")

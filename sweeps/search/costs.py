@@ -1,4 +1,4 @@
-"""What a search has cost, from manifests, against its trials run whole and each by itself."""
+"""The costs of a search, from manifests, compared with running each trial whole and by itself."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,15 +7,14 @@ from typing import Any
 from iris.cost import cost
 from iris.store import Store, split_id
 
-# The part of a manifest's cost, and what an hour of it is called.
 _SECONDS = {"gpu_hours": "gpu_seconds", "cpu_hours": "cpu_seconds"}
 _SETUP = ("base", "data", "sft")
-Record = dict[str, Any]  # search_trial.Trial.record
+Record = dict[str, Any]  # Trial.record
 
 
 @dataclass
 class Ledger:
-    """The hours of stages by their names (kind/key)."""
+    """The hours of stages by kind/key."""
 
     store: Store
     unit: str
@@ -24,7 +23,7 @@ class Ledger:
     reused: dict[str, list[str]] = field(default_factory=dict)
 
     def read(self, name: str) -> float | None:
-        """The hours of a finished stage without its shards, None if it has not run."""
+        """Return the hours of a finished stage without its shards; None if it has not run."""
         if name not in self.hours:
             kind, key = split_id(name)
             found = self.store.find(kind, key)
@@ -36,35 +35,31 @@ class Ledger:
                 self.hours[name] = getattr(spent, _SECONDS[self.unit]) / 3600
         return self.hours[name]
 
-    def everything(self, names: Iterable[str]) -> set[str]:
-        """Finished stages with their shards."""
-        done = {name for name in names if self.read(name) is not None}
-        return done.union(*(self.shards[name] for name in done))
-
     def total(self, names: Iterable[str]) -> float:
-        """The hours of finished stages and of their shards, each counted once."""
-        return sum(self.read(name) or 0.0 for name in self.everything(names))
+        """Return the hours of finished stages and of their shards, each counted once."""
+        done = {name for name in names if self.read(name) is not None}
+        return sum(self.read(name) or 0.0 for name in done.union(*(self.shards[name] for name in done)))
 
     def alone(self, name: str) -> float | None:
-        """The hours of one stage had nothing of it been there: with its shards, and with answers that it reused."""
+        """Return the hours of one stage on an empty store: with its shards and the evaluations that it reused."""
         if self.read(name) is None:
             return None
         return self.total([name, *self.reused[name]])
 
 
 def unit_of(store: Store, records: Sequence[Record]) -> str:
-    """GPU-hours where stages ran on GPUs, CPU-hours otherwise."""
+    """Return gpu_hours if a stage ran on GPUs, else cpu_hours."""
     ledger = Ledger(store, "gpu_hours")
     return "gpu_hours" if ledger.total(name for r in records for name in path(r)) > 0 else "cpu_hours"
 
 
 def path(record: Record) -> list[str]:
-    """Every stage of a trial run whole: without what only its earlier rungs need, and without their evaluations."""
+    """Return every stage of a trial run whole, without those that only rungs need."""
     return [*record["path"], record["whole"]]
 
 
 def of_record(store: Store, record: Record, unit: str) -> float:
-    """The hours of a finished trial, whoever computed its stages."""
+    """Return the hours of a finished trial, whichever trial computed its stages."""
     ledger = Ledger(store, unit)
     return sum(ledger.alone(name) or 0.0 for name in path(record))
 
@@ -75,33 +70,33 @@ class Account:
 
     unit: str
     trials: int
-    whole: float  # every trial run to its end, by itself, with one whole evaluation
+    whole: float  # every trial run to its end by itself, with one whole evaluation
     start: float  # base model, data and supervised stage, each distinct one once
-    setup: float  # saved: what running these for every trial would cost beyond that
-    prefixes: float  # saved: iterations (and evaluations) in which trials agree once
-    pruning: float  # saved: what pruned trials have left out
-    rungs: float  # paid: what only rungs need, such as their evaluations where no whole one reused them
+    setup: float  # saved: running these for every trial
+    prefixes: float  # saved: iterations (and evaluations) that trials share
+    pruning: float  # saved: what pruned trials did not run
+    rungs: float  # paid: what only rungs need, such as evaluations that no whole one reused
     executed: float
-    estimated: float  # the share of `whole` that stands for stages which have never run, at the mean of their kind
+    estimated: float  # the share of `whole` of stages that never ran, at the mean of their kind
 
 
 @dataclass(frozen=True)
 class Done:
-    """A trial for the account: its stages, how many rungs it has run, and whether it has come to its end."""
+    """A trial's record, how many rungs it reported, and whether it is complete."""
 
     record: Record
     reported: int
     complete: bool
 
     def ran(self) -> Iterator[str]:
-        """The stages it needed, apart from the evaluations of rungs."""
+        """Return the stages it needed, without the evaluations of rungs."""
         yield from (name for rung in self.record["rungs"][: self.reported] for name in rung["stages"])
         if self.complete:
             yield from path(self.record)
 
 
 def account(store: Store, trials: Sequence[Done], unit: str) -> Account:
-    """The account of a search's valid trials."""
+    """Return the account of a search's valid trials."""
     ledger = Ledger(store, unit)
     ran = {name for trial in trials for name in trial.ran()}
     parts = {rung["part"] for t in trials for rung in t.record["rungs"][: t.reported]}
@@ -112,7 +107,7 @@ def account(store: Store, trials: Sequence[Done], unit: str) -> Account:
     setup = sum(hours[name] for name in every if _is_setup(name)) - start
     pruning = sum(hours[name] for name in set(every) - ran)
     used = ran & set(every)
-    needed = ledger.total(used.union(*(ledger.reused[name] for name in used)))
+    needed = ledger.total(used.union(*(ledger.reused.get(name, []) for name in used)))
     executed = ledger.total(ran | parts)
     estimated = sum(hours[name] for name in every if name not in ran) / whole if whole else 0.0
     prefixes = whole - setup - pruning - needed
@@ -124,12 +119,12 @@ def _is_setup(name: str) -> bool:
 
 
 def _hours(ledger: Ledger, every: set[str], ran: set[str], parts: set[str]) -> dict[str, float]:
-    """Of each stage what it costs by itself; of one that no trial ran, the mean of those of its kind."""
+    """Return each stage's hours by itself; for one that no trial ran, the mean of its kind."""
     known = {name: ledger.alone(name) or 0.0 for name in ran}
     kinds: dict[str, list[float]] = {}
     for name, hours in known.items():
         kinds.setdefault(split_id(name)[0], []).append(hours)
-    if "evaluate" not in kinds:  # no trial has come to its end: a part is at least something
+    if "evaluate" not in kinds:  # no trial is complete: use the evaluations of rungs
         kinds["evaluate"] = [ledger.alone(name) or 0.0 for name in parts]
     means = {kind: sum(values) / len(values) for kind, values in kinds.items() if values}
     return {name: known.get(name, means.get(split_id(name)[0], 0.0)) for name in every}

@@ -1,4 +1,4 @@
-"""What a search is: read from conf/search/*.yaml or a file, and changed by words of the command line."""
+"""The declaration of a search: conf/search/*.yaml or another file, with changes from the command line."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,27 +19,13 @@ from sweeps.study import presets
 from sweeps.study.settings import of_text, of_value
 
 COSTS = ("gpu_hours", "cpu_hours")
-# Changing these does not make another search of it: they say how to look, not what is looked at.
-_HOW = ("sampler", "pruner", "trials", "retries")
-DECLARATION = "search.json"  # in the folder of a search that has begun
-DECLARED = (
-    "base",
-    "space",
-    "objective",
-    "direction",
-    "cost",
-    "sampler",
-    "pruner",
-    "rungs",
-    "share",
-    "trials",
-    "retries",
-)
+DECLARATION = "search.json"  # in the folder of a search that was started
+_HOW = ("name", "sampler", "pruner", "trials", "retries")  # may change between two starts of one search
 
 
 @dataclass(frozen=True)
 class Search:
-    """A declared search: a space of experiments and what to look for in it."""
+    """A space of experiments, the objective, and how Optuna searches."""
 
     name: str
     base: tuple[str, ...]  # overrides of every trial
@@ -51,26 +37,28 @@ class Search:
     pruner: Mapping[str, Any] = field(default_factory=lambda: {"name": "asha"})
     rungs: tuple[tuple[str, ...], ...] = ()  # overrides of the experiment at each rung; none: after each iteration
     share: float = SHARE  # of the evaluation's documents that rungs are scored on
-    trials: int = 30  # completed or pruned ones with different parameters
+    trials: int = 30  # complete or pruned ones with different parameters
     retries: int = 2  # of a trial whose worker died
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for a file."""
         return asdict(self)
 
 
+DECLARED = tuple(f.name for f in fields(Search) if f.name != "name")
+
+
 def folder_of(store: Store, search: str) -> Path:
-    """The folder of a search."""
+    """Return the folder of a search."""
     return store.root / ".sweeps" / "searches" / search
 
 
 def read(folder: Path) -> Search:
-    """The search that was begun in a folder."""
+    """Read the declaration in the folder of a search."""
     return from_json(json.loads((folder / DECLARATION).read_text())["search"])
 
 
 def from_json(content: Mapping[str, Any]) -> Search:
-    """What `to_json` gave, after a way through a file."""
+    """Return the search whose `to_json` was written to a file."""
     space = tuple(
         Parameter(**p | {"choices": tuple(p["choices"]), "when": {k: tuple(v) for k, v in p["when"].items()}})
         for p in content["space"]
@@ -80,14 +68,15 @@ def from_json(content: Mapping[str, Any]) -> Search:
 
 
 def load_search(name_or_path: str, words: Sequence[str] = ()) -> Search:
-    """A shipped search by its name, or the one in a YAML file. Raises UserError.
+    """Load a shipped search by its name, or one from a YAML file. Raises UserError.
 
     Words such as trials=50, sampler=cmaes, pruner.reduction_factor=2, space.schedule.levels.step=null or name=again
     change the search itself; all others are overrides of its experiments.
     """
-    path = presets.find("search", name_or_path)
-    where = f"search={name_or_path}"
-    content = _read(path)
+    path, where = presets.find("search", name_or_path), f"search={name_or_path}"
+    content = presets.read(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping with some of {', '.join(DECLARED)}.")
     presets.check_keys(f"{where}: ", content, DECLARED)
     name, overrides = path.stem, []
     for word in words:
@@ -98,18 +87,11 @@ def load_search(name_or_path: str, words: Sequence[str] = ()) -> Search:
             name = text
         elif not _change(content, key, text):
             overrides.append(word)
-    return _search(name, content, overrides, where)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content = presets.read(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping with some of {', '.join(DECLARED)}.")
-    return {str(key): value for key, value in content.items()}
+    return _checked(_search(name, content, overrides, where), where)
 
 
 def _change(content: dict[str, Any], key: str, text: str) -> bool:
-    """Set a key of the search itself; False if it is none."""
+    """Set a key of the search itself; return whether it is one."""
     head, _, rest = key.partition(".")
     if head not in DECLARED or head == "base":
         return False
@@ -134,7 +116,7 @@ def _value(key: str, text: str) -> Any:
 
 
 def _change_space(space: dict[str, Any], key: str, value: Any) -> None:
-    """Set one field of a parameter, or a whole one (null takes it out)."""
+    """Set a field of a parameter, or a whole parameter; null removes it."""
     parameter, _, name = key.rpartition(".")
     if parameter in space:
         own = space[parameter]
@@ -148,33 +130,29 @@ def _change_space(space: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"space.{key}: the space has no such parameter.{hint} It has: {', '.join(space) or 'none'}.")
 
 
-def _search(name: str, content: dict[str, Any], overrides: Sequence[str], where: str) -> Search:
-    base = [*_overrides(content.get("base"), f"{where}: base"), *overrides]
-    values = {key: content[key] for key in DECLARED if key in content and key not in ("base", "space", "rungs")}
-    for key in ("sampler", "pruner"):
-        if key in values:
-            values[key] = _named(values[key], f"{where}: {key}")
+def _search(name: str, content: Mapping[str, Any], overrides: Sequence[str], where: str) -> Search:
+    values = {key: value for key, value in content.items() if key not in ("base", "space", "rungs")}
+    values |= {key: _named(values[key], f"{where}: {key}") for key in ("sampler", "pruner") if key in values}
     rungs = content.get("rungs") or []
     if not isinstance(rungs, list):
         raise UserError(f"{where}: rungs: expected a list with the overrides of each rung.")
-    search = Search(
+    base = [*_overrides(content.get("base"), f"{where}: base"), *overrides]
+    return Search(
         name,
-        tuple(_merged(base)),
+        tuple({of_text(o).key: o for o in base}.values()),  # the last of each key
         read_space(content.get("space"), f"{where}: space"),
         rungs=tuple(tuple(_overrides(rung, f"{where}: rungs")) for rung in rungs),
         **values,
     )
-    return _checked(search, where)
 
 
 def _named(value: Any, where: str) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"name": value}
-    if value is None:
-        return {"name": "none"}
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a name, or a mapping with a name and settings.")
-    return value
+    """Return a sampler or pruner as a mapping with its name and settings."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, str) or value is None:
+        return {"name": value or "none"}
+    raise UserError(f"{where}: expected a name, or a mapping with a name and settings.")
 
 
 def _overrides(content: Any, where: str) -> list[str]:
@@ -183,11 +161,6 @@ def _overrides(content: Any, where: str) -> list[str]:
     if content is None or (isinstance(content, list) and all(isinstance(o, str) and "=" in o for o in content)):
         return content or []
     raise UserError(f"{where}: expected a mapping, or a list of key=value.")
-
-
-def _merged(overrides: Sequence[str]) -> list[str]:
-    """Of one key the last: a word of the command line replaces what the file says."""
-    return list({of_text(o).key: o for o in overrides}.values())
 
 
 def _checked(search: Search, where: str) -> Search:
@@ -214,19 +187,19 @@ def _checked(search: Search, where: str) -> Search:
     if fixed:
         key = sorted(fixed)[0]
         raise UserError(
-            f"{where}: {key} is in the space and set for every trial: take one out, as with space.{key}=null."
+            f"{where}: {key} is in the space and set for every trial: remove one, as with space.{key}=null."
         )
     return replace(s, share=float(s.share))
 
 
 def changed(old: Search, new: Search) -> list[str]:
-    """The names of what two searches look at differently."""
+    """Return the keys that make two searches look at different experiments or objectives."""
     before, after = _looked_at(old), _looked_at(new)
     return [name for name in before if before[name] != after[name]]
 
 
 def _looked_at(search: Search) -> dict[str, Any]:
-    """What makes a search this one: not how it samples, nor how and where its experiments are executed."""
-    content = {key: value for key, value in asdict(search).items() if key not in (*_HOW, "name")}
+    """Return what makes trials comparable: neither how Optuna samples nor how experiments are executed."""
+    content = {key: value for key, value in asdict(search).items() if key not in _HOW}
     identity = {f.name for f in fields(Experiment)}
     return content | {"base": sorted(o for o in search.base if of_text(o).key.split(".")[0] in identity)}

@@ -1,4 +1,4 @@
-"""Pictures of a search, drawn by Optuna: history, importance, slices, and the front of score against cost."""
+"""Optuna's plots of a search: history, importance, slices, rungs, and the Pareto front of score and cost."""
 
 import io
 import warnings
@@ -19,43 +19,29 @@ from optuna.visualization import matplotlib as draw
 
 from iris.files import write_atomic
 
-Front = dict[int, float]  # the hours of each completed trial, by its number
+Hours = dict[int, float]  # of each complete trial, by its number
 
 
 def write_plots(
-    folder: Path,
-    trials: Sequence[FrozenTrial],
-    directions: Sequence[StudyDirection],
-    objective: str,
-    hours: Front,
-    unit: str,
+    folder: Path, study: optuna.Study, trials: Sequence[FrozenTrial], objective: str, hours: Hours, unit: str
 ) -> list[Path]:
-    """Draw the valid trials of a search; returns the files, without those for which there are too few trials."""
-    study = _study(trials, directions)
+    """Plot the trials of a search, which `study` holds; return the files, none where there are too few trials."""
     settings: dict[str, Any] = {"target_name": objective}
-    if len(directions) > 1:
+    if len(study.directions) > 1:
         settings["target"] = lambda trial: trial.values[0]
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    varied = len({trial.values[0] for trial in complete}) > 1
     made = []
     if complete:
         made += [
             _save(folder / "history.png", lambda: draw.plot_optimization_history(study, **settings)),
             _save(folder / "slice.png", lambda: draw.plot_slice(study, **settings)),
-            _save(folder / "pareto.png", lambda: _front(complete, directions[0], objective, hours, unit)),
+            _save(folder / "pareto.png", lambda: _front(complete, study.directions[0], objective, hours, unit)),
         ]
     if any(trial.intermediate_values for trial in trials):
         made.append(_save(folder / "rungs.png", lambda: _rungs(study)))
-    if varied:
+    if len({trial.values[0] for trial in complete}) > 1:
         made.append(_save(folder / "importance.png", lambda: draw.plot_param_importances(study, **settings)))
     return made
-
-
-def _study(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> optuna.Study:
-    """A study in memory of these trials alone: the stored one also holds repetitions and failures."""
-    study = optuna.create_study(directions=directions)
-    study.add_trials(trials)
-    return study
 
 
 def _rungs(study: optuna.Study) -> Any:
@@ -67,7 +53,7 @@ def _rungs(study: optuna.Study) -> Any:
     return axes
 
 
-def _front(complete: Sequence[FrozenTrial], direction: StudyDirection, objective: str, hours: Front, unit: str) -> Any:
+def _front(complete: Sequence[FrozenTrial], direction: StudyDirection, objective: str, hours: Hours, unit: str) -> Any:
     study = optuna.create_study(directions=[direction, StudyDirection.MINIMIZE])
     for trial in complete:
         values = [trial.values[0], hours[trial.number]]

@@ -1,4 +1,4 @@
-"""A search as `status`, `logs` and `cancel` see it: a study whose experiments are its trials, as they come up."""
+"""A search as `status`, `logs` and `cancel` see it: a study whose experiments are its trials."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ from sweeps.study.experiments import policy_row
 
 
 def study_name(search: Search) -> str:
-    """What a search is called among the studies."""
+    """Return the name of a search among the studies."""
     return f"search-{search.name}"
 
 
 def write_study(records: Records, launch: str, search: Search, study: optuna.Study, folder: Path) -> None:
-    """Write down the trials of the search in `folder`, as they are now, as the experiments of a study."""
+    """Record the present trials of the search in `folder` as the experiments of a study."""
     with FileLock(folder / "gate.lock", thread_local=False):
         trials = [trial for trial in study.get_trials(deepcopy=False) if _shown(trial)]
         records.write_study(study_name(search), launch, [_point(search, trial) for trial in trials])
@@ -32,7 +32,7 @@ def _shown(trial: FrozenTrial) -> bool:
 
 
 def _point(search: Search, trial: FrozenTrial) -> dict[str, Any]:
-    """A trial: `state` if the store cannot tell it, `job` (launch/n) of the worker that runs it."""
+    """Describe a trial; with `state` if the store cannot tell it, or `job` (launch/n) of the worker that runs it."""
     record, attributes = trial.user_attrs["stages"], trial.user_attrs
     stages = [name for rung in record["rungs"] for name in (*rung["stages"], rung["part"])]
     if search.pruner["name"] == "none":
@@ -61,7 +61,7 @@ def _rows(search: Search, record: Mapping[str, Any], stages: Sequence[str]) -> l
 
 
 def report(search: Search, study: optuna.Study, store: Store, folder: Path) -> list[str]:
-    """Write the report on the search in `folder` into the output folder; returns its lines."""
+    """Write the report on the search in `folder` into its output folder; return its lines."""
     from sweeps.search.report import write_report
 
     output = Path(compose.load(search.base).output).expanduser().absolute() / study_name(search)

@@ -1,6 +1,7 @@
-"""The space of a search: which keys of the configuration a trial sets, and to what."""
+"""The space of a search: the keys of the configuration that a trial sets, and their values."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -10,25 +11,26 @@ from sweeps.study.presets import check_keys
 from sweeps.study.settings import of_value
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
 KINDS = ("categorical", "float", "int")
 Choice = Any  # str, number, bool, None or a list
-Values = dict[str, Any]  # by key of the configuration; a list where a parameter has a value an iteration
+Values = dict[str, Any]  # by key of the configuration; a list where a parameter has a value per iteration
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One key of the configuration and the values it may take."""
+    """A key of the configuration and its values."""
 
     key: str
     kind: str = "float"  # categorical | float | int
     choices: tuple[Choice, ...] = ()
     low: float = 0.0
     high: float = 0.0
-    step: float | None = None  # a grid; None: continuous (float), 1 (int)
+    step: float | None = None  # None: continuous (float), 1 (int)
     log: bool = False
-    per: str = "run"  # run | iteration: one value an iteration, so that trials share the iterations in which they agree
+    per: str = "run"  # run | iteration: a value per iteration, so that trials share iterations in which they agree
     when: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)  # values of earlier parameters it depends on
 
     @property
@@ -40,15 +42,29 @@ class Parameter:
         """Whether it is set where others have these values."""
         return all(key in values and values[key] in allowed for key, allowed in self.when.items())
 
+    def distribution(self) -> "BaseDistribution":
+        """Return Optuna's distribution of one value. Raises ValueError where the range or the choices are invalid."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.kind == "categorical":
+            return CategoricalDistribution(self._plain_choices())
+        if self.kind == "int":
+            return IntDistribution(int(self.low), int(self.high), self.log, int(1 if self.step is None else self.step))
+        return FloatDistribution(self.low, self.high, self.log, self.step)
+
+    def _plain_choices(self) -> list[Any]:
+        """Return the choices with lists as texts, which Optuna can store."""
+        return [of_value("", c).value if isinstance(c, list) else c for c in self.choices]
+
     def suggest(self, trial: "BaseTrial", iterations: int) -> Any:
-        """A trial's value, a list of them if it has one an iteration; iterations are counted from 1 in their names."""
+        """Return a trial's value; or a list, whose parameters the trial names by iteration from 1."""
         if self.per == "run":
             return self._one(trial, self.key)
         return [self._one(trial, f"{self.key}[{t + 1}]") for t in range(iterations)]
 
     def _one(self, trial: "BaseTrial", name: str) -> Choice:
         if self.kind == "categorical":
-            known = [of_value(name, c).value if isinstance(c, list) else c for c in self.choices]  # Optuna's are plain
+            known = self._plain_choices()
             return self.choices[known.index(trial.suggest_categorical(name, known))]
         if self.kind == "int":
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
@@ -56,14 +72,14 @@ class Parameter:
         return float(f"{value:.12g}")  # 0.3 and not 0.30000000000000004: one key for one number
 
     def extremes(self, iterations: int) -> list[Any]:
-        """Values that are as far apart as they can be, for a check before anything is spent."""
+        """Return all choices, or both ends of the range, for a check before anything is spent."""
         ends: list[Any] = list(self.choices) if self.kind == "categorical" else [self.low, self.high]
         ends = [int(end) for end in ends] if self.kind == "int" else ends
         return ends if self.per == "run" else [[end] * iterations for end in ends]
 
 
 def suggest(space: Sequence[Parameter], trial: "BaseTrial", iterations: int) -> Values:
-    """A trial's values; `iterations` holds unless the space itself sets it."""
+    """Return a trial's values; `iterations` holds unless the space sets it."""
     values: Values = {}
     for parameter in space:
         if parameter.active(values):
@@ -72,15 +88,14 @@ def suggest(space: Sequence[Parameter], trial: "BaseTrial", iterations: int) -> 
 
 
 def overrides(values: Values) -> list[str]:
-    """The values in Hydra's words: groups first, for they bring settings that other keys change."""
+    """Return the values as Hydra overrides: groups first, because other keys change their settings."""
     texts = [of_value(key, value).text for key, value in values.items()]
     return sorted(texts, key=lambda text: "." in text.partition("=")[0])
 
 
 def corners(space: Sequence[Parameter], iterations: int) -> Iterator[tuple[Parameter, Values]]:
-    """Values in which every parameter takes each of its extremes once, with the parameter."""
+    """Return each parameter with values in which it takes one of its extremes."""
     for chosen in space:
-        # What it depends on must have a value for which it is set.
         forced = {key: allowed[0] for key, allowed in _conditions(space, chosen).items()}
         for index in range(len(chosen.extremes(1))):
             values: Values = {}
@@ -92,7 +107,7 @@ def corners(space: Sequence[Parameter], iterations: int) -> Iterator[tuple[Param
 
 
 def _conditions(space: Sequence[Parameter], parameter: Parameter) -> dict[str, tuple[Choice, ...]]:
-    """Its conditions, and those of the parameters in them."""
+    """Return its conditions and those of the parameters in them."""
     found: dict[str, tuple[Choice, ...]] = {}
     for earlier in space:
         if earlier.key in parameter.when:
@@ -104,7 +119,7 @@ def _conditions(space: Sequence[Parameter], parameter: Parameter) -> dict[str, t
 
 
 def read_space(content: Any, where: str) -> tuple[Parameter, ...]:
-    """The parameters of a mapping from keys to {choices} or {low, high, …}. Raises UserError."""
+    """Read the parameters of a mapping from keys to {choices} or {low, high, …}. Raises UserError."""
     if not isinstance(content, dict) or not content:
         raise UserError(
             f"{where}: expected a mapping from keys of the configuration to their values, with one at least."
@@ -134,8 +149,8 @@ def _parameter(key: str, content: Any, where: str, earlier: Sequence[Parameter])
 
 def _categorical(key: str, values: dict[str, Any], where: str) -> Parameter:
     choices = values.get("choices")
-    if not isinstance(choices, list) or not choices or set(values) & {"low", "high", "step", "log"}:
-        raise UserError(f"{where}: a categorical parameter has choices, a list of at least one value, and no range.")
+    if not isinstance(choices, list) or set(values) & {"low", "high", "step", "log"}:
+        raise UserError(f"{where}: a categorical parameter has a list of choices, and no range.")
     return _checked(Parameter(key, **{**values, "choices": tuple(choices)}), where)
 
 
@@ -153,18 +168,18 @@ def _checked(parameter: Parameter, where: str) -> Parameter:
     if p.kind not in KINDS:
         raise UserError(f"{where}: type: {p.kind}: choose one of {', '.join(KINDS)}.{nearest(str(p.kind), KINDS)}")
     if p.per not in ("run", "iteration"):
-        raise UserError(f"{where}: per: {p.per}: choose run, or iteration for one value an iteration.")
-    if p.low > p.high:
-        raise UserError(f"{where}: low: {p.low:g} is above high: {p.high:g}.")
-    if not isinstance(p.log, bool) or (p.log and (p.low <= 0 or p.step is not None)):
-        raise UserError(f"{where}: log: a logarithmic range is true or false, begins above 0 and has no step.")
-    if p.step is not None and p.step <= 0:
-        raise UserError(f"{where}: step: {p.step:g}: expected a number above 0.")
-    whole = [n for n in (p.low, p.high, p.step) if n is not None]
-    if p.kind == "int" and any(n != int(n) for n in whole):
+        raise UserError(f"{where}: per: {p.per}: choose run, or iteration for a value per iteration.")
+    if not isinstance(p.log, bool):
+        raise UserError(f"{where}: log: {p.log}: expected true or false.")
+    if p.kind == "int" and any(n is not None and n != int(n) for n in (p.low, p.high, p.step)):
         raise UserError(f"{where}: low, high and step of type int are whole numbers.")
-    if p.step is not None and abs((p.high - p.low) / p.step - round((p.high - p.low) / p.step)) > 1e-9:
-        raise UserError(f"{where}: high: {p.high:g} is no whole number of steps of {p.step:g} above low: {p.low:g}.")
+    try:
+        with warnings.catch_warnings(
+            category=UserWarning, action="error"
+        ):  # high is no whole number of steps above low
+            p.distribution()
+    except (ValueError, UserWarning) as error:
+        raise UserError(f"{where}: {str(error).strip()}") from error
     return p
 
 

@@ -1,5 +1,6 @@
-"""One trial: its experiment's stages in the order a search runs them, rung by rung."""
+"""The stages of a trial in the order a search runs them, rung by rung."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from sweeps.study.experiments import facts
 
 @dataclass(frozen=True)
 class Rung:
-    """What a trial runs before it reports: the stages up to a policy, and its evaluation on a share."""
+    """The stages up to a policy, and its evaluation on a share of the documents, which the trial reports."""
 
     label: str
     stages: tuple[Stage, ...]
@@ -26,21 +27,16 @@ class Rung:
 
 @dataclass(frozen=True)
 class Trial:
-    """The stages of one trial. Each rung begins with those that the rungs before have not run."""
+    """The stages of one trial. A rung has only those that no rung before it has."""
 
     config: Config
     name: str
     rungs: tuple[Rung, ...]
-    path: tuple[Stage, ...]  # what leads to the last policy
-    whole: Stage  # its evaluation, which the objective is read from
-
-    def stages(self) -> list[str]:
-        """Everything it may run, as kind/key, in order."""
-        names = [stage.id for rung in self.rungs for stage in (*rung.stages, rung.part)]
-        return list(dict.fromkeys([*names, self.whole.id]))
+    path: tuple[Stage, ...]  # the stages up to the last policy
+    whole: Stage  # its evaluation, which has the objective
 
     def record(self) -> dict[str, Any]:
-        """The stages as kind/key, for the account of costs, and what the trial's configuration is."""
+        """Return the stages as kind/key and the facts of the configuration, for costs and `status`."""
         rungs = [
             {"label": r.label, "stages": [s.id for s in r.stages], "policy": r.part.one("policy").id, "part": r.part.id}
             for r in self.rungs
@@ -51,7 +47,7 @@ class Trial:
 
 
 def make_trial(search: Search, overrides: Sequence[str]) -> Trial:
-    """The stages of a trial, without running anything. Raises UserError."""
+    """Plan a trial. Raises UserError."""
     base = [*search.base, *overrides]
     configs = [compose.load([*base, *rung]) for rung in search.rungs] or [compose.load(base)]
     chains = [plan.chain(identity(config)) for config in configs]
@@ -77,7 +73,7 @@ def _whole(row: Row, search: Search) -> Stage:
 
 
 def needed(chain: Chain, row: Row) -> list[Stage]:
-    """The stages that lead to a row's policy, in order, evaluations left out."""
+    """Return the stages up to a row's policy, in order, without evaluations."""
     names: set[str] = set()
     left = [row.policy]
     while left:
@@ -89,21 +85,28 @@ def needed(chain: Chain, row: Row) -> list[Stage]:
 
 
 def ensure(stages: Sequence[Stage], context: Context, begin: Callable[[Stage], None] = lambda _: None) -> None:
-    """Run what is missing; what another worker is running is waited for."""
+    """Run the missing stages; wait for those that another worker runs."""
     for stage in stages:
         begin(stage)
         runner.ensure(stage, context)
 
 
 def score(evaluation: Artifact, objective: str) -> float:
-    """The value of `average`, `TASK` (its main metric) or `TASK:METRIC,FILTER` in a finished evaluation."""
-    if objective == "average":
-        return float(evaluation.results["average"])
+    """Return `average`, `TASK` (its main metric) or `TASK:METRIC,FILTER` of an evaluation. Raises UserError if NaN."""
+    value = float(_value(evaluation, objective))
+    if math.isnan(value):
+        raise UserError(f"objective={objective} is NaN in evaluate/{evaluation.key}: no trial can be compared by it.")
+    return value
+
+
+def _value(evaluation: Artifact, objective: str) -> Any:
     task, sign, metric = objective.partition(":")
+    if objective == "average":
+        return evaluation.results["average"]
     if not sign:
-        return float(_found(evaluation.results["main"], task, objective))
+        return _found(evaluation.results["main"], task, objective)
     tasks = evaluation.read_json("scores.json")["tasks"]
-    return float(_found(_found(tasks, task, objective), metric, objective))
+    return _found(_found(tasks, task, objective), metric, objective)
 
 
 def _found(values: dict[str, Any], name: str, objective: str) -> Any:

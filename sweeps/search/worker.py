@@ -1,4 +1,4 @@
-"""A worker of a search: a job that takes trials from the book and runs them until there are enough."""
+"""A worker of a search: a job that runs trials from the queue until there are enough."""
 
 import time
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from iris.execution import interruption, runner
 from iris.execution.interruption import Interrupted
 from iris.execution.runner import Context
 from iris.execution.world import World
-from iris.plan import Stage
+from iris.plan import VERSIONS, Stage
 from iris.store import storage_errors
 from sweeps.launch.worker import CountingStore, Work
 from sweeps.search import costs, optuna_study, space
@@ -33,22 +33,28 @@ class SearchWork(Work):
 
     search: str = ""
     first: int = 0  # the number of the launch's first worker
-    workers: int = 1  # of the launch; those beyond only stand in for dead ones
+    workers: int = 1  # of the launch; the others are spares
+
+    @property
+    def kinds(self) -> set[str]:
+        """Return the kinds of stages that it may run."""
+        return set(VERSIONS)
 
     def run(self, heartbeat: Heartbeat) -> None:
-        """Run trials until there are enough, or until other workers have the last ones. Raises Interrupted."""
+        """Run trials until there are enough, or until other workers run the last ones. Raises Interrupted."""
         if self._needed():
             runner.configure_threads(self.execution)
             Worker(self, heartbeat).run()
 
     def _needed(self) -> bool:
+        """Whether this is no spare, or replaces a worker that has failed."""
         states = [self.folder.state(n) for n in range(self.first, self.number)]
-        dead = sum(state is not None and state.state == FAILED for state in states)
-        return self.number < self.first + self.workers + dead
+        failed = sum(state is not None and state.state == FAILED for state in states)
+        return self.number < self.first + self.workers + failed
 
 
 class Worker:
-    """All processes of a worker run this together; only the main one speaks with Optuna."""
+    """All processes of a worker run this together; only the main one has the queue."""
 
     def __init__(self, work: SearchWork, heartbeat: Heartbeat) -> None:
         self.work, self.heartbeat = work, heartbeat
@@ -56,20 +62,21 @@ class Worker:
         self.folder = folder_of(store, work.search)
         self.search = read(self.folder)
         self.context = Context(store, work.execution, FollowedProgress(heartbeat), self.world)
+        self.queue: TrialQueue | None = None
 
     def run(self) -> None:
-        """Run trials until there is nothing left for this worker."""
+        """Run trials until nothing is left for this worker."""
         with storage_errors(self.context.store.root):
             self._preflight()
-            book = open_book(self.search, self.folder, self.work.number) if self.world.main else None
-            while (turn := self.world.broadcast(book.next() if book else None)) is not None:
+            self.queue = open_queue(self.search, self.folder, self.work.number) if self.world.main else None
+            while (assignment := self.world.broadcast(self.queue.next() if self.queue else None)) is not None:
                 self._check_interruption()
-                if isinstance(turn, Pause):
+                if isinstance(assignment, Pause):
                     time.sleep(_POLL)
                 else:
-                    self._turn(turn, book)
-            if book and book.ended:
-                search_records.report(self.search, book.study, self.context.store, self.folder)
+                    self._run_assignment(assignment)
+            if self.queue and self.queue.ended:
+                search_records.report(self.search, self.queue.study, self.context.store, self.folder)
 
     def _preflight(self) -> None:
         from iris.evaluation.catalog import select
@@ -87,80 +94,81 @@ class Worker:
         if self.world.broadcast(interruption.requested()):
             raise Interrupted("stopped between two stages")
 
-    def _turn(self, turn: Assignment, book: TrialQueue | None) -> None:
-        """One trial. What is wrong with it fails it; anything else ends the worker and leaves the trial to others."""
+    def _run_assignment(self, assignment: Assignment) -> None:
+        """Run one trial. An error in its experiment fails the trial; any other ends the worker and leaves the trial."""
+        queue = self.queue
         try:
-            self._trial(turn, book)
+            self._run_trial(assignment)
         except UserError as error:
-            # What is found out beforehand all processes meet; what has happened (it has a cause), maybe only this one.
+            # All processes raise what a check finds; an error with a cause may be of this process alone.
             storage = isinstance(error.__cause__, OSError)
-            if book:
-                book.release() if storage else book.fail(f"{' '.join(turn.overrides)}: {error}")
+            if queue:
+                queue.release() if storage else queue.fail(f"{' '.join(assignment.overrides)}: {error}")
             if storage or (error.__cause__ is not None and self.world.size > 1):
                 raise
-            self.context.progress.say(f"trial {turn.number} failed: {error}")
+            self.context.progress.say(f"trial {assignment.number} failed: {error}")
         except (KeyboardInterrupt, Interrupted):
-            if book:
-                book.release()
+            if queue:
+                queue.release()
             raise
         except Exception as error:
-            if book:
-                book.note(error=last_line(error))  # an attempt; those who find the trial know more
+            if queue:
+                queue.note(error=last_line(error))  # counts as an attempt
             raise
         finally:
-            self._show(book)
+            self._record()
 
-    def _show(self, book: TrialQueue | None) -> None:
-        """Let `status` know how the trials stand."""
-        if book:
+    def _record(self) -> None:
+        """Record the trials for `status`."""
+        if self.queue:
             records = Records(self.context.store)
-            search_records.write_study(records, self.work.launch, self.search, book.study, self.folder)
+            search_records.write_study(records, self.work.launch, self.search, self.queue.study, self.folder)
 
-    def _trial(self, turn: Assignment, book: TrialQueue | None) -> None:
-        trial = make_trial(self.search, turn.overrides)
-        if book:
-            self.context.progress.say(f"trial {turn.number}: {' '.join(turn.overrides)}")
-            book.note(stages=trial.record(), job=f"{self.work.launch}/{self.work.number}")
-            self._show(book)
+    def _run_trial(self, assignment: Assignment) -> None:
+        trial = make_trial(self.search, assignment.overrides)
+        if self.queue:
+            self.context.progress.say(f"trial {assignment.number}: {' '.join(assignment.overrides)}")
+            self.queue.note(stages=trial.record(), job=f"{self.work.launch}/{self.work.number}")
+            self._record()
         context = replace(self.context, folder=Path(trial.config.output).expanduser().absolute() / trial.name)
-        if self.search.pruner["name"] != "none" and self._pruned(trial, context, book):
+        if self.search.pruner["name"] != "none" and self._pruned(trial, context):
             return
         ensure([*trial.path, trial.whole], context, self._begin)
         values = [score(context.artifact(trial.whole), self.search.objective)]
         if self.search.cost:
             values.append(costs.of_record(context.store, trial.record(), self.search.cost))
-        if book:
-            book.complete(values)
+        if self.queue:
+            self.queue.complete(values)
             context.progress.say(f"  whole evaluation: {' '.join(f'{value:.4f}' for value in values)}")
 
-    def _pruned(self, trial: Trial, context: Context, book: TrialQueue | None) -> bool:
-        """Run the trial rung by rung; whether it was stopped on the way. All processes get the same verdict."""
+    def _pruned(self, trial: Trial, context: Context) -> bool:
+        """Run the trial rung by rung; return, on every process, whether it was pruned."""
         for step, rung in enumerate(trial.rungs, 1):
             ensure([*rung.stages, rung.part], context, self._begin)
             value = score(context.artifact(rung.part), self.search.objective)
-            stop = self.world.broadcast(book.report(step, value) if book else None)
-            if book:
+            stop = self.world.broadcast(self.queue.report(step, value) if self.queue else None)
+            if self.queue:
                 context.progress.say(f"  {rung.label}: {value:.4f}{', pruned' if stop else ''}")
             if stop:
-                if book:
-                    book.prune()
+                if self.queue:
+                    self.queue.prune()
                 return True
         return False
 
     def _begin(self, stage: Stage) -> None:
-        """Before each stage."""
+        """Stop before the next stage if asked to."""
         self._check_interruption()
         self.heartbeat.begin(stage.id)
 
 
-def open_book(search: Search, folder: Path, number: int) -> TrialQueue:
-    """The book of the search in a folder, as worker `number` sees it."""
+def open_queue(search: Search, folder: Path, number: int) -> TrialQueue:
+    """Open the queue of the search in a folder for worker `number`."""
     storage = optuna_study.open_storage(folder, optuna_study.database())
     _, values = next(space.corners(search.space, 1))
-    seen = make_trial(search, space.overrides(values))
-    pruner = optuna_study.make_pruner(search, len(seen.rungs))
+    trial = make_trial(search, space.overrides(values))
+    pruner = optuna_study.make_pruner(search, len(trial.rungs))
     with FileLock(folder / "gate.lock", thread_local=False):
         study = optuna_study.open_study(search, storage, optuna.samplers.RandomSampler(), pruner)
     # Workers, and a worker that comes back, draw differently.
     study.sampler = optuna_study.make_sampler(search, seed=1000 * len(study.get_trials(deepcopy=False)) + number)
-    return TrialQueue(search, study, folder, seen.config.iterations)
+    return TrialQueue(search, study, folder, trial.config.iterations)

@@ -1,4 +1,4 @@
-"""A search on a real Slurm: its workers wait for the stages that all trials share, and die without losing a trial."""
+"""A search on a real Slurm: workers wait for the stages that all trials share, and die without losing a trial."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from sweeps.search.trial_queue import valid
 from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import FAILED, RUNNING, Folder, Records
 
-from ..sweeps.search_tiny import begun, search, stored, write_search
+from ..sweeps.search_tiny import search, session, stored, write_search
 from .cluster import Cluster
 from .daemon import wait_for
 
@@ -23,17 +23,17 @@ SLURM = ("launcher=slurm", "launcher.resources.cpus=1", "launcher.resources.gpus
 
 @pytest.fixture(autouse=True)
 def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests may have left the address of one in the environment."""
+    """Remove an address that other tests left in the environment."""
     monkeypatch.setenv(STORAGE, "")
 
 
 def live(path: Path) -> int:
     """Return the number of live jobs of the search."""
-    return sum(job.status.live for job in JobStatuses(begun(path).store).all())
+    return sum(job.status.live for job in JobStatuses(session(path).store).all())
 
 
 def workers(folder: Folder) -> list[int]:
-    """Return the process ids of the running workers."""
+    """Return the processes of running workers, on the nodes of this machine."""
     states = [folder.state(job.job) for job in folder.jobs() if job.kind == "search"]
     return [state.pid for state in states if state and state.state == RUNNING and Path(f"/proc/{state.pid}").exists()]
 
@@ -43,7 +43,7 @@ def test_a_search_loses_workers_and_no_trial(
 ) -> None:
     path = write_search(tmp_path, trials=12)
     assert search(path, *SLURM, "workers=8") == 0
-    (folder,) = Records(begun(path).store).launches()
+    (folder,) = Records(session(path).store).launches()
     jobs = folder.jobs()
     assert [job.kind for job in jobs] == ["score", *["search"] * 8]
     assert jobs[0].stages[0].startswith("base/") and any(stage.startswith("sft/") for stage in jobs[0].stages)
@@ -60,10 +60,10 @@ def test_a_search_loses_workers_and_no_trial(
             kills += 1
             time.sleep(1)
     assert kills == 4
-    states = [job.status.state for job in JobStatuses(begun(path).store).all()]
+    states = [job.status.state for job in JobStatuses(session(path).store).all()]
     assert states.count(FAILED) == 4, "killed workers do not count as done"
 
-    trials = begun(path).study().trials
+    trials = session(path).study().trials
     counted = [trial for trial in trials if valid(trial)]
     assert len(counted) == 12 and len({tuple(t.params.values()) for t in counted}) == 12
     assert not [t for t in trials if t.state == TrialState.RUNNING]
@@ -76,11 +76,11 @@ def test_a_search_loses_workers_and_no_trial(
 def test_a_preempted_worker_comes_back_to_its_trial(cluster: Cluster, tmp_path: Path) -> None:
     path = write_search(tmp_path, {"execution.checkpoint_minutes": 0.0}, trials=2)
     assert search(path, *SLURM) == 0
-    (folder,) = Records(begun(path).store).launches()
-    wait_for(lambda: workers(folder) and begun(path).study().trials, "the first trial")
+    (folder,) = Records(session(path).store).launches()
+    wait_for(lambda: workers(folder) and session(path).study().trials, "the first trial")
     worker = next(str(job.slurm) for job in folder.jobs() if job.kind == "search")
     cluster.run("scontrol", "requeue", worker)
     cluster.again(worker)
     wait_for(lambda: not live(path), "the search", 900)
-    trials = begun(path).study().trials
+    trials = session(path).study().trials
     assert sum(map(valid, trials)) == 2 and not [t for t in trials if t.state == TrialState.FAIL]

@@ -1,4 +1,4 @@
-"""A search whose trials take about a second of CPU time an iteration, scored by the likelihood of held-out texts."""
+"""A search whose trials take about a second of CPU time per iteration, scored by the likelihood of held-out texts."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import yaml
 from iris.store import Store
 from sweeps import __main__ as command
 from sweeps.search.file import Search, load_search
+from sweeps.search.optuna_study import database
 from sweeps.search.session import Session
 from tests.sweeps.tiny import write_study
 
@@ -29,7 +30,7 @@ metadata: {{version: 1}}
 
 
 def write_search(folder: Path, base: Mapping[str, Any] | None = None, **content: Any) -> Path:
-    """A search file with its data, on a store in the folder. A value of None takes a key out of what makes it tiny."""
+    """Write a search file and its data, with a store in the folder; a value of None removes a key of the tiny base."""
     own: dict[str, Any] = yaml.safe_load(write_study(folder).read_text())["base"]
     texts = folder / "tasks" / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"{a} + 6 = {a + 6} #### {a + 6}"}) + "\n" for a in range(8)))
@@ -45,22 +46,20 @@ def write_search(folder: Path, base: Mapping[str, Any] | None = None, **content:
 
 
 def search(path: Path, *words: str) -> int:
-    """The command; its exit status."""
+    """Run the command; return its exit status."""
     return command.main(["search", f"search={path}", *words])
 
 
-def begun(path: Path, *words: str) -> Session:
-    """The search of a file on its store."""
-    return Session(load(path, *words), str(path.parent / "store"))
+def session(path: Path, *words: str) -> Session:
+    return Session(load(path, *words), str(path.parent / "store"), database())
 
 
 def load(path: Path, *words: str) -> Search:
-    """The search of a file."""
     return load_search(str(path), words)
 
 
 def stored(folder: Path) -> dict[str, float]:
-    """When each artifact of the store was made, by kind/key."""
+    """Return the time at which each artifact of the store was made, by kind/key."""
     store = Store(folder / "store")
     found = store.root.glob("[!.]*/[!.]*/manifest.json")
     return {str(path.parent.relative_to(store.root)): path.stat().st_mtime for path in found}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from iris.errors import UserError
-from iris.store import Store
+from iris.store import Artifact, Store
 from sweeps.search.file import Search
 from sweeps.search.space import read_space
 from sweeps.search.trial import Trial, make_trial, score
@@ -94,6 +94,14 @@ def test_a_share_of_one_is_the_whole_evaluation(search: Search) -> None:
 def test_without_iterations_a_trial_is_its_supervised_stage(search: Search) -> None:
     found = trial(search, 1.0, words=("iterations=0",))
     assert kinds(found) == [["base", "data", "sft"]] and found.rungs[0].label == "start"
+
+
+def test_a_metric_that_is_nan_is_an_error(tmp_path: Path) -> None:
+    manifest = {"key": "e-0", "results": {"average": float("nan"), "main": {"a": 0.75}}}
+    found = Artifact(tmp_path, manifest)
+    assert score(found, "a") == 0.75
+    with pytest.raises(UserError, match="objective=average is NaN in evaluate/e-0"):
+        score(found, "average")
 
 
 def test_scores(tmp_path: Path) -> None:

@@ -17,44 +17,45 @@ from optuna.trial import FrozenTrial, TrialState
 
 from iris.errors import UserError
 from sweeps.search.file import Search
+from sweeps.search.lease import held
 from sweeps.search.optuna_study import make_pruner, make_sampler, open_storage, open_study
 from sweeps.search.space import read_space
-from sweeps.search.trial_queue import Assignment, Pause, TrialQueue, held, valid
+from sweeps.search.trial_queue import Assignment, Pause, TrialQueue, valid
 
 LEVELS = read_space({"a": {"low": 0, "high": 1, "step": 0.2, "per": "iteration"}}, "space")
 RUNGS = 3
 SEARCH = Search("s", (), LEVELS, trials=30)
 
 
-def open_book(search: Search, folder: Path, number: int = 0) -> TrialQueue:
+def open_queue(search: Search, folder: Path, number: int = 0) -> TrialQueue:
     storage = open_storage(folder, None)
     study = open_study(search, storage, make_sampler(search, number), make_pruner(search, RUNGS))
     return TrialQueue(search, study, folder, RUNGS)
 
 
-def take(book: TrialQueue) -> Assignment:
-    turn = book.next()
-    assert isinstance(turn, Assignment)
-    return turn
+def take(queue: TrialQueue) -> Assignment:
+    assignment = queue.next()
+    assert isinstance(assignment, Assignment)
+    return assignment
 
 
-def play(book: TrialQueue, turn: Assignment, seconds: float = 0.0) -> None:
-    """A trial whose score is the mean of its values so far, written down when it has come to its end."""
-    values = json.loads(turn.overrides[0].partition("=")[2])
+def play(queue: TrialQueue, assignment: Assignment, seconds: float = 0.0) -> None:
+    """Run a trial whose score is the mean of its values so far."""
+    values = json.loads(assignment.overrides[0].partition("=")[2])
     for step in range(1, RUNGS + 1):
         time.sleep(seconds)
-        if book.report(step, sum(values[:step]) / step):
-            return book.prune()
-    book.complete([sum(values) / RUNGS])
+        if queue.report(step, sum(values[:step]) / step):
+            return queue.prune()
+    queue.complete([sum(values) / RUNGS])
 
 
-def finish(book: TrialQueue) -> None:
-    while isinstance(turn := book.next(), Assignment):
-        play(book, turn)
+def finish(queue: TrialQueue) -> None:
+    while isinstance(assignment := queue.next(), Assignment):
+        play(queue, assignment)
 
 
-def trials(book: TrialQueue) -> list[FrozenTrial]:
-    return book.study.get_trials()
+def trials(queue: TrialQueue) -> list[FrozenTrial]:
+    return queue.study.get_trials()
 
 
 def check_ended(found: list[FrozenTrial], wanted: int) -> None:
@@ -66,21 +67,21 @@ def check_ended(found: list[FrozenTrial], wanted: int) -> None:
 
 
 def test_one_worker_alone(tmp_path: Path) -> None:
-    book = open_book(SEARCH, tmp_path)
-    finish(book)
-    check_ended(trials(book), 30)
-    assert book.ended and book.next() is None
-    more = open_book(replace(SEARCH, trials=33), tmp_path)
+    queue = open_queue(SEARCH, tmp_path)
+    finish(queue)
+    check_ended(trials(queue), 30)
+    assert queue.ended and queue.next() is None
+    more = open_queue(replace(SEARCH, trials=33), tmp_path)
     finish(more)
     check_ended(trials(more), 33)
 
 
 def test_the_same_worker_draws_the_same_trials(tmp_path: Path) -> None:
-    books = [open_book(replace(SEARCH, trials=12), tmp_path / name) for name in ("a", "b")]
-    for book in books:
-        finish(book)
-    assert [t.params for t in trials(books[0])] == [t.params for t in trials(books[1])]
-    assert [t.values for t in trials(books[0])] == [t.values for t in trials(books[1])]
+    queues = [open_queue(replace(SEARCH, trials=12), tmp_path / name) for name in ("a", "b")]
+    for queue in queues:
+        finish(queue)
+    assert [t.params for t in trials(queues[0])] == [t.params for t in trials(queues[1])]
+    assert [t.values for t in trials(queues[0])] == [t.values for t in trials(queues[1])]
 
 
 # --- repetitions
@@ -89,23 +90,23 @@ def test_the_same_worker_draws_the_same_trials(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "grid"])
 def test_a_small_space_is_searched_whole_and_then_ends(tmp_path: Path, sampler: str) -> None:
     space = read_space({"a": {"low": 0, "high": 1, "step": 0.5, "per": "iteration"}}, "space")
-    book = open_book(replace(SEARCH, space=space, sampler={"name": sampler}, trials=100), tmp_path)
-    finish(book)
-    check_ended(trials(book), 3**RUNGS)
-    assert book.ended
+    queue = open_queue(replace(SEARCH, space=space, sampler={"name": sampler}, trials=100), tmp_path)
+    finish(queue)
+    check_ended(trials(queue), 3**RUNGS)
+    assert queue.ended
 
 
 def test_a_repetition_is_told_what_is_known_and_costs_nothing(tmp_path: Path) -> None:
-    book = open_book(replace(SEARCH, trials=4), tmp_path)
-    turns = []
+    queue = open_queue(replace(SEARCH, trials=4), tmp_path)
+    assignments = []
     for _ in range(2):
-        turns.append(take(book))
-        play(book, turns[-1])
-    first = trials(book)
+        assignments.append(take(queue))
+        play(queue, assignments[-1])
+    first = trials(queue)
     for trial in first:
-        book.study.enqueue_trial(trial.params)
-    play(book, take(book))
-    found = trials(book)
+        queue.study.enqueue_trial(trial.params)
+    play(queue, take(queue))
+    found = trials(queue)
     for trial in first:
         (same,) = [t for t in found if t.user_attrs.get("duplicate_of") == trial.number]
         assert same.values == trial.values and same.state == trial.state
@@ -115,53 +116,53 @@ def test_a_repetition_is_told_what_is_known_and_costs_nothing(tmp_path: Path) ->
 
 
 def test_a_repetition_of_a_running_trial_does_not_run(tmp_path: Path) -> None:
-    one, two = open_book(SEARCH, tmp_path, 0), open_book(SEARCH, tmp_path, 1)
-    turn = take(one)
-    two.study.enqueue_trial(trials(one)[turn.number].params)
+    one, two = open_queue(SEARCH, tmp_path, 0), open_queue(SEARCH, tmp_path, 1)
+    assignment = take(one)
+    two.study.enqueue_trial(trials(one)[assignment.number].params)
     other = take(two)
-    assert other.overrides != turn.overrides
+    assert other.overrides != assignment.overrides
     (same,) = [t for t in trials(one) if "duplicate_of" in t.user_attrs]
-    assert same.state == TrialState.FAIL and same.user_attrs["duplicate_of"] == turn.number
+    assert same.state == TrialState.FAIL and same.user_attrs["duplicate_of"] == assignment.number
 
 
 def test_what_has_failed_is_not_tried_again(tmp_path: Path) -> None:
-    book = open_book(SEARCH, tmp_path)
-    turn = take(book)
-    params = trials(book)[turn.number].params
-    book.fail("the loss is not finite")
-    book.study.enqueue_trial(params)
-    assert take(book).overrides != turn.overrides
-    failed = [t for t in trials(book) if t.params == params]
+    queue = open_queue(SEARCH, tmp_path)
+    assignment = take(queue)
+    params = trials(queue)[assignment.number].params
+    queue.fail("the loss is not finite")
+    queue.study.enqueue_trial(params)
+    assert take(queue).overrides != assignment.overrides
+    failed = [t for t in trials(queue) if t.params == params]
     assert [t.state for t in failed] == [TrialState.FAIL, TrialState.FAIL]
     assert failed[0].user_attrs["error"] == "the loss is not finite"
 
 
 def test_a_worker_whose_trials_all_fail_gives_up(tmp_path: Path) -> None:
-    book = open_book(SEARCH, tmp_path)
+    queue = open_queue(SEARCH, tmp_path)
     for n in range(4):
-        take(book)
-        book.fail(f"error {n}")
-    play(book, take(book))
+        take(queue)
+        queue.fail(f"error {n}")
+    play(queue, take(queue))
     for n in range(5):
-        take(book)
-        book.fail(f"error {n}")
+        take(queue)
+        queue.fail(f"error {n}")
     with pytest.raises(UserError, match=r"5 trials in a row have failed. The last one: error 4"):
-        book.next()
+        queue.next()
 
 
 # --- workers that die
 
 
 def _take_and_die(search: Search, folder: Path, rungs: int) -> None:
-    book = open_book(search, folder, 7)
-    take(book)
+    queue = open_queue(search, folder, 7)
+    take(queue)
     for step in range(1, rungs + 1):
-        book.report(step, 1.0)
+        queue.report(step, 1.0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die(search: Search, folder: Path, rungs: int = 0) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=_take_and_die, args=(search, folder, rungs))
+    process = multiprocessing.get_context("fork").Process(target=_take_and_die, args=(search, folder, rungs))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -170,26 +171,26 @@ def die(search: Search, folder: Path, rungs: int = 0) -> None:
 def test_a_dead_workers_trial_is_taken_over_with_what_it_has_reported(tmp_path: Path) -> None:
     search = replace(SEARCH, trials=3)
     die(search, tmp_path, rungs=1)
-    book = open_book(search, tmp_path)
-    (left,) = trials(book)
+    queue = open_queue(search, tmp_path)
+    (left,) = trials(queue)
     assert left.state == TrialState.RUNNING and not held(tmp_path, 0)
-    turn = take(book)
-    assert turn.number == 0 and held(tmp_path, 0)
-    assert trials(book)[0].params == left.params
-    book.report(1, 0.0)  # what was reported stays
-    assert trials(book)[0].intermediate_values == {1: 1.0}
-    book.complete([0.5])
-    finish(book)
-    check_ended(trials(book), 3)
+    assignment = take(queue)
+    assert assignment.number == 0 and held(tmp_path, 0)
+    assert trials(queue)[0].params == left.params
+    queue.report(1, 0.0)  # what was reported stays
+    assert trials(queue)[0].intermediate_values == {1: 1.0}
+    queue.complete([0.5])
+    finish(queue)
+    check_ended(trials(queue), 3)
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
     search = replace(SEARCH, trials=2, retries=1)
     die(search, tmp_path)
     die(search, tmp_path)
-    book = open_book(search, tmp_path)
-    finish(book)
-    found = trials(book)
+    queue = open_queue(search, tmp_path)
+    finish(queue)
+    found = trials(queue)
     check_ended(found, 2)
     assert found[0].state == TrialState.FAIL and found[0].user_attrs["error"] == "its worker has died 2 times"
 
@@ -198,31 +199,31 @@ def test_a_trial_that_gets_on_may_lose_more_workers(tmp_path: Path) -> None:
     search = replace(SEARCH, trials=1, retries=1)
     for rungs in (1, 2, 3):
         die(search, tmp_path, rungs)
-    book = open_book(search, tmp_path)
-    assert take(book).number == 0
+    queue = open_queue(search, tmp_path)
+    assert take(queue).number == 0
 
 
 def test_a_worker_that_is_told_to_stop_leaves_its_trial_as_it_was(tmp_path: Path) -> None:
     search = replace(SEARCH, retries=0)
     for _ in range(4):
-        book = open_book(search, tmp_path)
-        assert take(book).number == 0
-        book.release()
+        queue = open_queue(search, tmp_path)
+        assert take(queue).number == 0
+        queue.release()
         assert not held(tmp_path, 0)
 
 
 def test_a_trial_without_values_gets_them_from_the_worker_that_finds_it(tmp_path: Path) -> None:
-    book = open_book(SEARCH, tmp_path)
-    book.study.ask()  # and then died
-    turn = take(book)
-    assert turn.number == 0 and len(trials(book)[0].params) == RUNGS
+    queue = open_queue(SEARCH, tmp_path)
+    queue.study.ask()  # and then died
+    assignment = take(queue)
+    assert assignment.number == 0 and len(trials(queue)[0].params) == RUNGS
 
 
 def test_a_worker_of_another_host_counts_as_alive_while_it_beats(tmp_path: Path) -> None:
     """On a file system whose locks do not reach other hosts."""
-    one, two = open_book(SEARCH, tmp_path, 0), open_book(SEARCH, tmp_path, 1)
+    one, two = open_queue(SEARCH, tmp_path, 0), open_queue(SEARCH, tmp_path, 1)
     take(one)
-    one._let_go()  # as it looks from there
+    one._release_lease()  # as it looks from there
     beat = tmp_path / "trials" / "0.json"
     beat.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     assert held(tmp_path, 0)
@@ -235,7 +236,7 @@ def test_a_worker_of_another_host_counts_as_alive_while_it_beats(tmp_path: Path)
 
 def test_one_worker_stays_for_the_last_trials(tmp_path: Path) -> None:
     search = replace(SEARCH, trials=2)
-    one, two, three, four = (open_book(search, tmp_path, n) for n in range(4))
+    one, two, three, four = (open_queue(search, tmp_path, n) for n in range(4))
     first, second = take(one), take(two)
     assert isinstance(three.next(), Pause) and four.next() is None
     assert isinstance(three.next(), Pause), "as long as there are trials under way"
@@ -250,23 +251,23 @@ def test_one_worker_stays_for_the_last_trials(tmp_path: Path) -> None:
 
 
 def _work(search: Search, folder: Path, number: int, log: Path) -> None:
-    book = open_book(search, folder, number)
+    queue = open_queue(search, folder, number)
     dice = random.Random()
-    while (turn := book.next()) is not None:
-        if isinstance(turn, Pause):
+    while (assignment := queue.next()) is not None:
+        if isinstance(assignment, Pause):
             time.sleep(0.1)
             continue
-        with (log / f"{turn.number}").open("a") as file:  # nobody else may have it now
-            assert held(folder, turn.number)
+        with (log / f"{assignment.number}").open("a") as file:  # nobody else may have it now
+            assert held(folder, assignment.number)
             file.write(f"{os.getpid()}\n")
-        play(book, turn, dice.random() / 20)
+        play(queue, assignment, dice.random() / 20)
 
 
 def test_sixteen_workers_with_random_kills(tmp_path: Path) -> None:
     """Every one that dies is replaced, as launchers do, until the search has ended."""
     search, log = replace(SEARCH, trials=40, retries=20), tmp_path / "log"
     log.mkdir()
-    open_book(search, tmp_path)
+    open_queue(search, tmp_path)
     context, dice = multiprocessing.get_context("fork"), random.Random(3)
     workers: list[Any] = []
     kills, started = 0, time.monotonic()
@@ -291,7 +292,7 @@ def test_sixteen_workers_with_random_kills(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert Counter(worker.exitcode for worker in workers).keys() <= {0, -signal.SIGKILL}
-    found = trials(open_book(search, tmp_path))
+    found = trials(open_queue(search, tmp_path))
     check_ended(found, 40)
     assert kills >= 10
     assert not [t for t in found if t.state == TrialState.FAIL and "duplicate_of" not in t.user_attrs]
@@ -299,10 +300,10 @@ def test_sixteen_workers_with_random_kills(tmp_path: Path) -> None:
     assert max(again) > 1, "some were taken over"
 
 
-def test_the_book_of_a_database(tmp_path: Path) -> None:
+def test_a_queue_on_a_database(tmp_path: Path) -> None:
     search, url = replace(SEARCH, trials=5), f"sqlite:///{tmp_path / 'trials.db'}"
     study = open_study(search, open_storage(tmp_path, url), make_sampler(search, 0), make_pruner(search, RUNGS))
-    book = TrialQueue(search, study, tmp_path, RUNGS)
-    finish(book)
-    check_ended(trials(book), 5)
-    assert isinstance(book.study._storage, optuna.storages._CachedStorage)
+    queue = TrialQueue(search, study, tmp_path, RUNGS)
+    finish(queue)
+    check_ended(trials(queue), 5)
+    assert isinstance(queue.study._storage, optuna.storages._CachedStorage)

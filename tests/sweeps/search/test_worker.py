@@ -19,15 +19,16 @@ from iris.execution import interruption
 from iris.execution.interruption import Interrupted
 from iris.store import split_id
 from sweeps import __main__ as command
-from sweeps.launch import local
+from sweeps.launch import dispatch
+from sweeps.launch.dispatch import Batch
 from sweeps.launch.launchers import load_launcher
-from sweeps.launch.ready import Task
-from sweeps.search.launch import WorkerLaunch, Workers, _launch
+from sweeps.search.launch import Request, submit
+from sweeps.search.lease import held
 from sweeps.search.optuna_study import STORAGE
-from sweeps.search.trial_queue import held, valid
+from sweeps.search.trial_queue import valid
 from sweeps.state.job_status import JobStatuses
 from sweeps.state.records import INTERRUPTED, RUNNING, Records
-from tests.sweeps.search_tiny import begun, search, stored, write_search
+from tests.sweeps.search_tiny import search, session, stored, write_search
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +38,16 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wait_for_end(path: Path) -> None:
     deadline = time.monotonic() + 1500  # only against hanging
-    records = Records(begun(path).store)
+    records = Records(session(path).store)
     while any(launch.held("scheduler") for launch in records.launches()):
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.2)
 
 
 def living(path: Path) -> dict[int, str]:
-    """The processes of workers that run, by their id, and the stage they are in."""
+    """Return the running workers' processes and the stage each is in."""
     found = {}
-    for folder in Records(begun(path).store).launches():
+    for folder in Records(session(path).store).launches():
         for job in folder.jobs():
             state = folder.state(job.job)
             if state and state.state == RUNNING and folder.held(str(job.job)):
@@ -54,25 +55,30 @@ def living(path: Path) -> dict[int, str]:
     return found
 
 
-def test_thirty_trials_with_four_workers_and_random_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_search(tmp_path, trials=30)
+def test_four_workers_with_random_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_search(tmp_path, trials=16)
     assert search(path, "launcher=local", "workers=4") == 0
-    assert "4 local workers of search mine for 30 trials" in capsys.readouterr().out
+    assert "4 local workers of search mine for 16 trials" in capsys.readouterr().out
+    assert search(path, "launcher=local", "workers=4") == 0
+    assert "nothing to do: search mine has the workers it needs" in capsys.readouterr().out
     assert command.main(["status", "study=search-mine", f"store={tmp_path}/store"]) == 0, "before there is a trial"
     dice, kills, deadline = random.Random(0), 0, time.monotonic() + 1500  # only against hanging
-    launches = Records(begun(path).store).launches()
-    while launches[0].held("scheduler") and time.monotonic() < deadline:
-        time.sleep(1 + dice.random())
+    records = Records(session(path).store)
+    (launch,) = records.launches()
+    while launch.held("scheduler") and time.monotonic() < deadline:
+        time.sleep(dice.random())
         processes = living(path)
-        if processes and kills < 9:
+        if processes and kills < 6:
             os.kill(dice.choice(list(processes)), signal.SIGKILL)
             kills += 1
     wait_for_end(path)
     assert kills >= 5
+    assert len(records.launches()) == 1, "no worker was started twice"
+    assert not any(job.status.live for job in JobStatuses(session(path).store).all())
 
-    trials = begun(path).study().trials
+    trials = session(path).study().trials
     counted = [trial for trial in trials if valid(trial)]
-    assert len(counted) == 30 and len({tuple(t.params.values()) for t in counted}) == 30
+    assert len(counted) == 16 and len({tuple(t.params.values()) for t in counted}) == 16
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert not [t for t in trials if t.state == TrialState.FAIL and "duplicate_of" not in t.user_attrs]
     # No stage has been computed twice: a second one would have taken the place of the first, or have been set aside.
@@ -80,7 +86,7 @@ def test_thirty_trials_with_four_workers_and_random_kills(tmp_path: Path, capsys
     assert not [p for p in (tmp_path / "store").glob("*/.new-*") if p.is_dir() and any(p.iterdir())]
     assert (tmp_path / "outputs" / "search-mine" / "mine-best.yaml").exists(), "the last worker has written the report"
     costs = json.loads((tmp_path / "outputs" / "search-mine" / "costs.json").read_text())
-    assert costs["trials"] == 30 and costs["executed"] < costs["whole"] / 2
+    assert costs["trials"] == 16 and costs["executed"] < costs["whole"] / 2
 
     # The best one has the score of an undisturbed run of its experiment.
     base = yaml.safe_load((tmp_path / "outputs" / "search-mine" / "mine-best.yaml").read_text())["base"]
@@ -88,21 +94,20 @@ def test_thirty_trials_with_four_workers_and_random_kills(tmp_path: Path, capsys
     assert lines[-1].score == min(t.values[0] for t in counted if t.state == TrialState.COMPLETE)
 
 
-def one_worker(path: Path) -> WorkerLaunch:
-    """A launch of one worker, that nobody has started."""
-    search = begun(path)
-    search.declare()
-    config = compose.load([*search.search.base, "schedule.levels=[1]"])
-    workers = Workers(load_launcher("inline"), 1, config, [], [])
-    crew = WorkerLaunch(search, workers, Records(search.store).create(_launch(search, workers, 1)), 1, ())
-    crew.folder.add_jobs(crew.records(1))
-    return crew
+def one_worker(path: Path) -> Batch:
+    """Submit one worker, without starting it."""
+    found = session(path)
+    found.declare()
+    config = compose.load([*found.search.base, "schedule.levels=[1]"])
+    batch = submit(found, Request(load_launcher("inline"), 1, config, [], []))
+    assert batch is not None
+    return batch
 
 
 def test_a_worker_that_is_told_to_stop_leaves_its_trial_to_the_next(tmp_path: Path) -> None:
     path = write_search(tmp_path, trials=2)
-    crew = one_worker(path)
-    folder, work = crew.folder, crew.worker(0)
+    batch = one_worker(path)
+    folder, work = batch.folder, batch.work(0)
     heartbeat, stops = work.heartbeat(), []
 
     def begin(stage: str) -> None:
@@ -118,11 +123,11 @@ def test_a_worker_that_is_told_to_stop_leaves_its_trial_to_the_next(tmp_path: Pa
         interruption.clear()
     state = folder.state(0)
     assert state is not None and state.state == INTERRUPTED
-    (trial,) = begun(path).study().trials
-    assert trial.state == TrialState.RUNNING and not held(begun(path).folder, 0)
+    (trial,) = session(path).study().trials
+    assert trial.state == TrialState.RUNNING and not held(session(path).folder, 0)
     before = stored(tmp_path)
-    local.run_inline(folder, [Task(work, (), {}, 0)], begun(path).store)
-    after = begun(path).study().trials
+    dispatch.run(batch)
+    after = session(path).study().trials
     assert [t.number for t in after if valid(t)] == [0, 1] and after[0].params == trial.params
     assert before.items() <= stored(tmp_path).items(), "finished stages are kept"
 
@@ -130,7 +135,7 @@ def test_a_worker_that_is_told_to_stop_leaves_its_trial_to_the_next(tmp_path: Pa
 TWO = """
 import sys
 from iris import compose
-from sweeps.search_worker import SearchWork
+from sweeps.search.worker import SearchWork
 
 store, launch, output = sys.argv[1:]
 execution = compose.load(["method=iris", "execution.device=cpu"]).execution  # with its tracker
@@ -141,7 +146,7 @@ with work.heartbeat() as heartbeat:
 
 
 def test_the_verdict_reaches_every_process(tmp_path: Path) -> None:
-    path = write_search(tmp_path, {"iterations": 3}, trials=4)
+    path = write_search(tmp_path, trials=4)
     folder = one_worker(path).folder
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -152,22 +157,11 @@ def test_the_verdict_reaches_every_process(tmp_path: Path) -> None:
         subprocess.Popen(command, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=900)[1].decode() for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    trials = [trial for trial in begun(path).study().trials if valid(trial)]
+    errors = [process.communicate(timeout=900)[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    trials = [trial for trial in session(path).study().trials if valid(trial)]
     assert len(trials) == 4 and TrialState.PRUNED in [trial.state for trial in trials]
-    assert "pruned" in said[0] and "trial" not in said[1], "one of them speaks"
+    assert "pruned" in errors[0] and "trial" not in errors[1], "one of them prints"
     for name in stored(tmp_path):
         if name.startswith("train/"):
-            assert begun(path).store.get(*split_id(name)).manifest["cost"]["processes"] == 2
-
-
-def test_workers_that_live_are_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_search(tmp_path, trials=3)
-    assert search(path, "launcher=local", "workers=2") == 0
-    assert search(path, "launcher=local", "workers=2") == 0
-    assert "nothing to do: search mine has the workers it needs" in capsys.readouterr().out
-    wait_for_end(path)
-    assert len(Records(begun(path).store).launches()) == 1
-    assert not any(job.status.live for job in JobStatuses(begun(path).store).all())
-    assert len([t for t in begun(path).study().trials if valid(t)]) == 3
+            assert session(path).store.get(*split_id(name)).manifest["cost"]["processes"] == 2
