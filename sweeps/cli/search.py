@@ -1,18 +1,24 @@
-"""python -m sweeps search search=NAME launcher=local workers=4      search a space of experiments
-python -m sweeps search search=NAME launcher=slurm workers=16     on a cluster: submit the workers and return
-python -m sweeps search search=NAME --report                      results so far, of a search on the store
+"""Search a space of experiments with Optuna.
 
-    trials=50 sampler=cmaes pruner=none share=0.3 objective=TASK      the search (conf/search/*.yaml has the keys)
-    sampler.KEY=VALUE pruner.KEY=VALUE                                settings of Optuna's sampler and pruner
-    space.KEY.step=null space.KEY={low: 1e-6, high: 1e-4, log: true}  the space; space.KEY=null removes a key
-    name=NAME                                                         another search with the same declaration
-    storage=postgresql://USER@HOST/DB                                 keep trials in a database, not in the store
-    launcher.KEY=VALUE                                                as for launch
+python -m sweeps search search=NAME launcher=local workers=4    on this machine
+python -m sweeps search search=NAME launcher=slurm workers=16   on a cluster
+python -m sweeps search search=NAME --report                    results so far
 
-Samplers: tpe, cmaes, random, grid, nsga2. Pruners: asha, hyperband, median, none. Everything else overrides every
-trial's experiment: seed=1, data.size=1k, store=FOLDER. Rerun the same command to continue; a search with enough
-trials prints its report. --report needs only name= and store=, where they were given. Put a password into the
-variable IRIS_SEARCH_STORAGE, not onto the command line.
+  trials=50 objective=TASK share=0.3   the search; all keys: conf/search/*.yaml
+  sampler=cmaes pruner=none            tpe, cmaes, random, grid or nsga2, and
+                                       asha, hyperband, median or none
+  sampler.KEY=VALUE pruner.KEY=VALUE   settings of Optuna's class of that name
+  space.KEY={low: 1e-6, high: 1e-4, log: true}
+                                       a parameter; null removes it
+  space.KEY.step=null                  one field of a parameter
+  name=NAME                            another search of the same declaration
+  storage=postgresql://USER@HOST/DB    keep trials in a database
+  launcher.KEY=VALUE                   as for launch
+
+All else overrides every trial's experiment: seed=1, data.size=1k, store=FOLDER.
+Rerun the same command to continue; a search with enough trials prints its
+report. --report needs only name= and store=, where you gave them. Set a
+password in the variable IRIS_SEARCH_STORAGE, not on the command line.
 """
 
 import os

@@ -76,7 +76,7 @@ def launch(request: Request, launcher: Launcher, store: Store) -> Report:
             found = reconcile(plan, statuses, retry=request.retry, slurm=isinstance(launcher, Slurm))
             report = Report(len(plan.cached), found, make_jobs(plan, launcher, found.submit))
             if report.jobs:
-                _check(report.jobs, launcher)
+                check(report.jobs, launcher)
                 started = new_launch(plan.study, request.command, request.overrides, launcher, store)
                 report.folder = records.create(started)
             _write_study(records, request, report.folder)
@@ -109,7 +109,7 @@ def new_launch(
     )
 
 
-def _check(jobs: Sequence[Job], launcher: Launcher) -> None:
+def check(jobs: Sequence[Job], launcher: Launcher) -> None:
     """Check tasks, trackers and devices before anything is submitted. Raises UserError."""
     from iris.evaluation.catalog import select
 

@@ -14,7 +14,7 @@ from sweeps.launch import dispatch, local
 from sweeps.launch.dispatch import Batch
 from sweeps.launch.jobs import Job
 from sweeps.launch.launchers import Inline, Launcher, Local, Slurm
-from sweeps.launch.submit import new_launch
+from sweeps.launch.submit import check, new_launch
 from sweeps.search import records as search_records
 from sweeps.search.session import Session
 from sweeps.search.worker import SearchWork
@@ -92,6 +92,7 @@ def submit(session: Session, request: Request) -> Batch | None:
         _check_gpus(launcher, workers)
         launcher = replace(launcher, workers=workers)
     jobs = _jobs(session, replace(request, launcher=launcher, workers=workers))
+    check(jobs, launcher)
     folder = records.create(new_launch(study, request.command, session.search.base, launcher, store))
     search_records.write_study(records, folder.id, session.search, session.study(), session.folder)
     batch = Batch(folder, Plan(study, []), jobs, {}, store)

@@ -79,16 +79,11 @@ class Worker:
                 search_records.report(self.search, self.queue.study, self.context.store, self.folder)
 
     def _preflight(self) -> None:
-        from iris.evaluation.catalog import select
         from iris.execution.device import check_precision, find_device
-        from iris.training import loop
 
-        config = compose.load(self.search.base)
         if self.world.main:
             self.context.store.prepare()
-        check_precision(config.train.precision, find_device(config.execution.device))
-        loop.check_trackers(config.execution.tracking)
-        select(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
+        check_precision(compose.load(self.search.base).train.precision, find_device(self.work.execution.device))
 
     def _check_interruption(self) -> None:
         if self.world.broadcast(interruption.requested()):
