@@ -111,12 +111,13 @@ def open_storage(folder: Path, url: str | None, *, write: bool = True) -> BaseSt
 
 
 def shown(url: str) -> str:
-    """Return an address without its password and its query."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:…@", url.partition("?")[0])
+    """Return an address with … for its password and its query."""
+    address, query, _ = url.partition("?")
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:…@", address) + "?…" * bool(query)
 
 
 def hidden(text: str, url: str) -> str:
-    """Return a text without what `shown` leaves out of an address."""
+    """Return a text with … for what `shown` hides of an address."""
     secrets = [url, *re.findall(r"://[^:/@]*:([^/]*)@", url), *re.findall(r"=([^&]{3,})", url.partition("?")[2])]
     for secret in secrets:
         text = text.replace(secret, "…")

@@ -53,7 +53,7 @@ def _point(search: Search, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _rows(search: Search, record: Mapping[str, Any], stages: Sequence[str]) -> list[list[Any]]:
-    """The policies of a trial: one per rung that is evaluated by itself, and the last one's whole evaluation."""
+    """Return a row for the policy of each rung that is evaluated by itself, and one for the whole evaluation."""
     rungs = [rung for rung in record["rungs"] if rung["part"] in stages and rung["part"] != record["whole"]]
     last, part = record["rungs"][-1], search.share != 1
     rows = [policy_row(rung["label"], rung["policy"], rung["part"], stages, part) for rung in rungs]

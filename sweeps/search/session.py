@@ -37,11 +37,13 @@ class Session:
                 f"Searches there: {', '.join(known) or 'none'}; name=NAME or store=FOLDER chooses another."
             )
         place = _place(folder)
-        if url is None and "://" in place and "…" not in place:
-            url = place
-        session = cls(read(folder), root, url)
-        session.check_place()
-        return session
+        if "://" not in place:
+            return cls(read(folder), root)
+        if url and optuna_study.shown(url) == place:
+            return cls(read(folder), root, url)
+        if "…" in place:
+            raise UserError(f"search {name} keeps its trials in {place}: give its storage=….")
+        return cls(read(folder), root, place)
 
     @property
     def store(self) -> Store:
@@ -65,21 +67,17 @@ class Session:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "gate.lock", thread_local=False):
                 if (self.folder / DECLARATION).exists():
-                    self.check_place()
                     self._check_same()
                 content = {"search": self.search.to_json(), "storage": self.place}
                 write_atomic(self.folder / DECLARATION, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    def check_place(self) -> None:
-        """Raise UserError if the declared search keeps its trials elsewhere."""
-        if (place := _place(self.folder)) != self.place:
-            name = self.search.name
-            raise UserError(f"search {name} keeps its trials in {place}, not in {self.place}: give its storage=….")
-
     def _check_same(self) -> None:
+        name = self.search.name
+        if (place := _place(self.folder)) != self.place:
+            raise UserError(f"search {name} keeps its trials in {place}, not in {self.place}: give its storage=….")
         if different := changed(read(self.folder), self.search):
             raise UserError(
-                f"search {self.search.name} was started with another {' and another '.join(different)}: its trials "
+                f"search {name} was started with another {' and another '.join(different)}: its trials "
                 "cannot be compared with new ones. Give the new search its own name with name=…."
             )
 

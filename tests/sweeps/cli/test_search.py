@@ -89,7 +89,7 @@ def test_more_trials_go_on_where_the_search_ended(finished: Path, capsys: pytest
 
 
 def test_a_report_needs_the_name_and_the_store_alone(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search(finished, "--report", "seed=9", "trials=99", "space.schedule.levels=null", "sampler=tp") == 0
     assert capsys.readouterr().out.startswith("search mine: ")
@@ -97,6 +97,9 @@ def test_a_report_needs_the_name_and_the_store_alone(
     session(path, "name=other", "seed=1", "trials=3", "method.loss.scale=0.2").declare()
     assert search(path, "--report", "name=other") == 0
     assert capsys.readouterr().out == "search other: 0 of 3 trials\n"
+    monkeypatch.setenv(STORAGE, f"sqlite:///{tmp_path}/another.db")
+    assert search(path, "--report", "name=other") == 0, "its trials are in a journal"
+    capsys.readouterr()
     assert search(path, "--report", "name=othr") == 2
     assert "Searches there: other" in capsys.readouterr().err
 
