@@ -1,15 +1,14 @@
 """Two studies, two stores or two commits side by side: their provenance and the differences of their scores."""
 
-import json
-from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.collect.frames import Frames, load
 from analysis.collect.index import AVERAGE
+from analysis.collect.provenance import commit as commit_of
+from analysis.collect.provenance import provenance
 from analysis.compare import statistics
 from analysis.compare.methods import Results, results
 from analysis.compare.statistics import Comparison
@@ -34,10 +33,7 @@ def read_side(name: str, store: str | None, *, rebuild: bool = False) -> Side:
 
 def _of_commit(frames: Frames, commit: str) -> Frames:
     """Keep the scores that a commit computed."""
-    commits = {
-        stage: _commit(json.loads(text))
-        for stage, text in zip(frames.stages["stage"], frames.stages["provenance"], strict=True)
-    }
+    commits = dict(zip(frames.stages["stage"], frames.stages["provenance"].map(commit_of).astype(object), strict=True))
     mine = frames.scores["evaluation"].astype(object).map(commits).fillna("").str.startswith(commit)
     if not mine.any():
         known = sorted({c[:12] for c in commits.values() if c})
@@ -45,10 +41,6 @@ def _of_commit(frames: Frames, commit: str) -> Frames:
             f"{frames.study}#{commit}: no evaluation is of that commit. There are: {', '.join(known) or 'none'}."
         )
     return replace(frames, scores=frames.scores[mine])
-
-
-def _commit(provenance: dict[str, Any]) -> str:
-    return str(provenance.get("code", {}).get("commit") or "")
 
 
 def differences(a: Side, b: Side) -> tuple[list[tuple[str, float, str, Comparison]], int]:
@@ -75,28 +67,15 @@ def _scores(found: Results, method: str, size: float, task: str) -> pd.Series:
     return found.select(method, size, task).scores.dropna().groupby(level=0).first()
 
 
-def versions(frames: Frames, key: str) -> Counter[str]:
-    """Count the stages by one part of their provenance (as JSON)."""
-    counts: Counter[str] = Counter()
-    for text, number in frames.stages["provenance"].value_counts().items():
-        value = json.loads(str(text)).get(key)
-        if value is not None:
-            counts[json.dumps(value, sort_keys=True)] += int(number)
-    return counts
+def changed(a: Side, b: Side) -> dict[str, tuple[str, str]]:
+    """Return the parts of the provenance that differ between two sides, machines aside, with both values."""
+    left, right = (_values(side.results.frames) for side in (a, b))
+    values = {part: (left.get(part, ""), right.get(part, "")) for part in dict.fromkeys([*left, *right])}
+    return {part: both for part, both in values.items() if both[0] != both[1]}
 
 
-def provenance(frames: Frames) -> dict[str, str]:
-    """Return the distinct values of each part of the provenance behind the scores, joined."""
+def _values(frames: Frames) -> dict[str, str]:
     used = set(frames.scores["evaluation"]) | set(frames.scores["stage"])
-    stages = frames.stages[frames.stages["stage"].isin(used)]
-    found: dict[str, set[str]] = {"experiments": {str(len(frames.experiments))}}
-    for text in stages["provenance"].unique():
-        given = json.loads(text)
-        flat = {"commit": _commit(given), "python": given.get("python"), "device": given.get("device")}
-        flat |= {"changes": given.get("code", {}).get("diff"), **given.get("packages", {})}
-        tasks = given.get("harness", {}).get("tasks", {})
-        flat |= {f"task {task}": json.dumps(about) for task, about in tasks.items()}
-        for key, value in flat.items():
-            if value:
-                found.setdefault(key, set()).add(str(value))
-    return {key: ", ".join(sorted(values)) for key, values in found.items()}
+    counts = provenance(replace(frames, stages=frames.stages[frames.stages["stage"].isin(used)]))
+    values = {part: ", ".join(sorted(found)) for part, found in counts.items() if part not in ("host", "platform")}
+    return {"experiments": str(len(frames.experiments))} | values

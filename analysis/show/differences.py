@@ -85,11 +85,9 @@ def _scores(a: Side, b: Side) -> Table:
 
 
 def _provenance(a: Side, b: Side) -> Table:
-    left, right = (studies.provenance(side.results.frames) for side in (a, b))
     rows = [
-        [head(key), Cell(left.get(key, "–")), Cell(right.get(key, "–"))]
-        for key in dict.fromkeys([*left, *right])
-        if left.get(key) != right.get(key)
+        [head(part), *(Cell(value) if value else NONE for value in both)]
+        for part, both in studies.changed(a, b).items()
     ]
     notes = [] if rows else ["Both were computed by the same code, packages and devices."]
     other = b.name if b.name != a.name else f"{b.name}, again"

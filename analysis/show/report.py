@@ -1,17 +1,15 @@
 """The report of a study: its sections, captions, warnings and commands."""
 
-import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 from analysis.collect.frames import Frames
+from analysis.collect.provenance import provenance
 from analysis.compare import statistics
 from analysis.compare.efficiency import Efficiency
 from analysis.compare.methods import Results
 from analysis.compare.methods import results as results_of
-from analysis.compare.studies import versions
 from analysis.compare.trials import trials
 from analysis.show import efficiency, figures, search, style, tables
 from analysis.show.differences import differences
@@ -61,7 +59,7 @@ def _warnings(frames: Frames) -> Iterator[str]:
     seeds = frames.experiments.groupby("method", observed=True)["seed"].nunique()
     if len(seeds) and (warning := statistics.warning(int(seeds.min()))):
         yield warning
-    if len(versions(frames, "code")) > 1:
+    if len(provenance(frames).get("commit", ())) > 1:
         yield "The stages were computed by several versions of the code: see Provenance."
 
 
@@ -101,30 +99,9 @@ def _pictures(frames: Frames, *names: str) -> list[Picture]:
     return [Picture(name, style.content(one, "svg").decode(), _CAPTIONS[name]) for name, one in drawn.items()]
 
 
-def _code(code: dict[str, Any]) -> str:
-    return f"commit {code.get('commit')}" + (f" with changes ({code['diff']})" if code.get("diff") else "")
-
-
-def _packages(packages: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in packages.items())
-
-
-def _harness(harness: dict[str, Any]) -> str:
-    tasks = harness.get("tasks", {}).items()
-    parts = [f"{task} version {about['version']}, {about['documents']} documents" for task, about in tasks]
-    return f"lm-eval {harness.get('lm_eval')}: {', '.join(parts)}"
-
-
-_SHOWN: dict[str, Callable[[Any], str]] = {"code": _code, "packages": _packages}
-_SHOWN |= {**dict.fromkeys(("python", "device", "platform", "host"), str), "harness": _harness}
-
-
 def _provenance(frames: Frames) -> Table:
-    rows = [
-        [head(key), Cell(text(json.loads(value))), count_cell(number)]
-        for key, text in _SHOWN.items()
-        for value, number in versions(frames, key).items()
-    ]
+    counts = provenance(frames).items()
+    rows = [[head(part), Cell(text), count_cell(n)] for part, values in counts for text, n in values.items()]
     return Table("Code, packages and machines", ["part", "value", "stages"], rows)
 
 

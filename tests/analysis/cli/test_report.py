@@ -78,7 +78,11 @@ def test_provenance_and_commands(copy: Made) -> None:
     Records(copy.store).write_study(stores.STUDY, launch.id, copy.points)
     page = report(analysis.load(stores.STUDY, copy.store))
     assert "python -m sweeps launch study=toy launcher=local<" in page, "as it can be given"
-    assert stores.COMMIT in page and "torch 1" in page and "lm-eval 1: sums version 1, 20 documents" in page
+    cells = " ".join(re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", page))
+    stages = len({stage for point in copy.points for stage in point["stages"]})
+    assert f"commit {stores.COMMIT} {stages} " in cells and f"torch 1 {stages} " in cells
+    evaluations = len({s for point in copy.points for s in point["stages"] if s.startswith("evaluate/")})
+    assert f"lm-eval 1 {evaluations} " in cells and f"task sums documents 20, version 1 {evaluations} " in cells
     assert "f" * 40 in page, "the commit of the model"
     assert given_again(page) == ["table"] * 5 + ["differences", "efficiency", "figures"]
 
