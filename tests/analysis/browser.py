@@ -28,7 +28,7 @@ _FLAGS = (
 
 
 def find() -> str:
-    """The path of the program. Raises AssertionError that says what to install."""
+    """Return the path of the program. Raises AssertionError with the package to install."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     assert found, f"none of {', '.join(NAMES)} is there: apt-get install --no-install-recommends chromium"
     return found
@@ -49,7 +49,7 @@ class Tab:
         self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """The answer to a command of the DevTools protocol. Raises AssertionError with its error."""
+        """Send a command of the DevTools protocol and return the answer. Raises AssertionError with its error."""
         self._sent += 1
         message = {"id": self._sent, "method": method, "params": params, **self._session}
         os.write(self._write, json.dumps(message).encode() + b"\0")
@@ -74,13 +74,13 @@ class Tab:
             self._until(loaded)
 
     def run(self, script: str) -> Any:
-        """The value of an expression of JavaScript (or of its promise), whatever the page's policy."""
+        """Evaluate an expression of JavaScript (or its promise) despite the page's policy."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """A click of the mouse in the middle of an element."""
+        """Click in the middle of an element."""
         where = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{where}.scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
         box = self.run(
@@ -90,7 +90,7 @@ class Tab:
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
     def press(self, key: str, text: str) -> None:
-        """A key, pressed and let go, for what has the focus."""
+        """Press and release a key."""
         code = {"Enter": 13, " ": 32, "Tab": 9}[key]
         keys = {"key": key, "code": key.strip() or "Space", "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **keys)
@@ -105,12 +105,12 @@ class Tab:
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since the page was opened, embedded data aside."""
+        """Return the addresses requested since the page was opened, without embedded data."""
         sent = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith("data:")]
 
     def complaints(self) -> list[str]:
-        """What the browser has logged, uncaught errors included."""
+        """Return the browser's log, uncaught errors included."""
         logged = [e["params"]["entry"]["text"] for e in self.events if e["method"] == "Log.entryAdded"]
         return logged + [str(e["params"]) for e in self.events if e["method"] == "Runtime.exceptionThrown"]
 
@@ -132,7 +132,7 @@ class Tab:
 
 @contextmanager
 def browser(folder: Path) -> Iterator[Tab]:
-    """A running browser with one page; its profile and its messages are in `folder`."""
+    """Start a browser with one page; its profile and messages are in `folder`."""
     theirs, write = _pipe()
     read, ours = _pipe()
     # It reads from file 3 and writes to file 4.
@@ -153,7 +153,7 @@ def browser(folder: Path) -> Iterator[Tab]:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe whose ends are none of the numbers that the browser's ends get."""
+    """Open a pipe whose descriptors differ from those of the browser's ends."""
     ends = os.pipe()
     moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
     for end in ends:

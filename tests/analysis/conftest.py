@@ -1,4 +1,4 @@
-"""A finished study for all tests to read, and a copy for those that spoil it."""
+"""A finished study for all tests to read, and a copy for tests that change it."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.analysis.stores import Made
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The study as it is when all has finished."""
+    """Return the finished study."""
     return stores.make(tmp_path_factory.mktemp("made") / "store")
 
 

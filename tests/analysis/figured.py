@@ -34,7 +34,7 @@ class Made(Frames):
 def grid(
     methods: Sequence[str] = tuple(METHODS), sizes: Sequence[float] = SIZES, seeds: Sequence[int] = (0, 1, 2)
 ) -> list[dict[str, Any]]:
-    """The settings of the study's experiments."""
+    """Return the settings of the study's experiments."""
     points = itertools.product(methods, sizes, seeds)
     return [{"method": method, "size": size, "seed": seed} for method, size, seed in points]
 
@@ -84,7 +84,7 @@ def study(
 
 
 def recorded(point: Setting, iteration: int, steps: int) -> pd.DataFrame:
-    """What training of an iteration writes down."""
+    """Return the steps that training records in an iteration."""
     step = np.arange(steps)
     found = pd.DataFrame({"step": step, "batch": BATCH})
     if point["method"] != "sft":

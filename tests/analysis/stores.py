@@ -1,4 +1,4 @@
-"""A finished study whose every number is known, written by hand: three methods, two sizes, three seeds, two tasks."""
+"""A finished study with known numbers, written by hand: three methods, two sizes, three seeds, two tasks."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ _HASH = "0123456789ab"
 
 
 def right(method: str, size: int, seed: int, t: int, task: str) -> int:
-    """How many documents of a task a policy answers; t = −1 is the base, 0 what SFT leaves."""
+    """Return how many documents of a task a policy answers; t = −1 is `base`, 0 `start`."""
     whole = TASKS[task]
     if t < 0:
         return whole // 10
@@ -31,7 +31,7 @@ def right(method: str, size: int, seed: int, t: int, task: str) -> int:
 
 
 def score(method: str, size: int, seed: int, t: int, task: str) -> float:
-    """The main metric of a task, or the average."""
+    """Return the main metric of a task, or the average."""
     if task == "average":
         return sum(score(method, size, seed, t, each) for each in TASKS) / len(TASKS)
     return right(method, size, seed, t, task) / TASKS[task]
@@ -45,7 +45,7 @@ class Made:
     points: list[dict[str, Any]]
 
     def name(self, method: str, size: int, seed: int) -> str:
-        """What the experiment is called."""
+        """Return the experiment's name."""
         return f"method={method},data.size={size},seed={seed}"
 
     def evaluation(self, method: str, size: int, seed: int, t: int) -> str:
@@ -76,7 +76,7 @@ class Made:
 
 
 def make(root: Path, commit: str = COMMIT, better: int = 0) -> Made:
-    """The whole study; `better` documents more are answered after every iteration."""
+    """Write the whole study; `better` more documents are answered after every iteration."""
     made = Made(Store(root), [])
     made.store.prepare()
     for method in METHODS:
@@ -157,9 +157,15 @@ def _stage(
             for file, text in (files or {}).items():
                 (claim.new / file).parent.mkdir(exist_ok=True)
                 (claim.new / file).write_text(text)
-            said = {"code": {"commit": commit}, "packages": {"torch": "1"}, "python": "3", "device": "cpu", "host": "h"}
+            about = {
+                "code": {"commit": commit},
+                "packages": {"torch": "1"},
+                "python": "3",
+                "device": "cpu",
+                "host": "h",
+            }
             manifest = {"kind": kind, "key": key, "name": name, "identity": dict(identity), "inputs": {}}
             manifest |= {"results": dict(results or {}), "cost": dict(cost)}
-            manifest["provenance"] = said | {"platform": "p", "start": "2026-01-01"} | dict(provenance or {})
+            manifest["provenance"] = about | {"platform": "p", "start": "2026-01-01"} | dict(provenance or {})
             store.commit(kind, key, claim, manifest)
     return f"{kind}/{key}"

@@ -163,7 +163,7 @@ def test_what_one_side_alone_has_is_counted(made: Made, copy: Made, capsys: pyte
     assert "All scores are equal." in out and "one side alone has them: 3 scores" in out, "two tasks and the average"
 
 
-def test_equal_studies_are_said_to_be_equal(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_studies_are_reported_equal(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *[f"toy@{made.store.root}"] * 2]) == 0
     out = capsys.readouterr().out
     assert "All scores are equal." in out and "Both were computed by the same code" in out

@@ -1,4 +1,4 @@
-"""The report: everything of a study on one page, and what is missing of it said at the top."""
+"""The report: a study on one page, with missing results at the top."""
 
 import html
 import random
@@ -37,7 +37,7 @@ def test_the_report_of_a_whole_study(made: Made, tmp_path: Path, capsys: pytest.
 
 
 def test_a_store_with_a_fifth_missing_failed_and_damaged(copy: Made) -> None:
-    """Of the cells that remain the report says what it says of a store that never had the others."""
+    """The remaining results are reported as for a store that never had the others."""
     dice = random.Random(0)
     hurt = dice.sample(copy.points, 4)
     for n, point in enumerate(hurt):
@@ -65,7 +65,7 @@ def test_a_store_with_a_fifth_missing_failed_and_damaged(copy: Made) -> None:
 
 
 def given_again(page: str) -> list[str]:
-    """The commands of a report; all that make tables can be given as they stand."""
+    """Run the commands of a report that make tables, and return the names of all."""
     found = [shlex.split(html.unescape(c)) for c in re.findall(r"python -m analysis ([^<]+)", page)]
     assert [main(words) for words in found if words[0] != "figures"] == [0] * (len(found) - 1)
     return [words[0] for words in found]

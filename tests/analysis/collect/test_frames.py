@@ -1,4 +1,4 @@
-"""Frames: every cell is a row, with the numbers that stages report; the index is a cache and nothing else."""
+"""Frames: a row for every result, missing ones included; the index is only a cache."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_what_else_varies_is_a_column(copy: Made) -> None:
     assert set(frames.experiments["train.learning_rate"]) == {"0.0001", "1e-05"}
 
 
-def test_missing_failed_pruned_and_damaged_cells_are_rows(copy: Made) -> None:
+def test_missing_failed_pruned_and_damaged_results_are_rows(copy: Made) -> None:
     copy.remove(copy.evaluation("spin", 100, 0, 2))
     damaged, spoilt = copy.evaluation("iris", 100, 0, 2), copy.evaluation("iris", 100, 1, 2)
     manifest = copy.store.root / damaged / "manifest.json"

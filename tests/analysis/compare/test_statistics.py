@@ -31,7 +31,7 @@ def crossed(rng: np.random.Generator, sds: tuple[float, float, float], n: int, m
 
 
 def exact_flips(values: list[int]) -> float:
-    """The sign-flip p of integers by convolution: another way to the same number."""
+    """Compute the sign-flip p of integers by convolution."""
     ways = np.ones(1)
     for value in values:
         ways = np.convolve(ways, [0.5, *[0] * (2 * abs(value) - 1), 0.5]) if value else ways
@@ -100,14 +100,14 @@ def test_rounding_is_no_difference() -> None:
 
 
 @pytest.mark.parametrize(("n", "test"), [(0, ""), (1, ""), (2, "paired t test")])
-def test_too_few_seeds_are_said_to_be(n: int, test: str) -> None:
+def test_too_few_seeds_are_noted(n: int, test: str) -> None:
     found = paired(OURS[:n], THEIRS[:n])
     assert found.note == warning(n) != ""
     assert (found.n, found.test, math.isnan(found.p)) == (n, test, n < 2)
     assert math.isnan(found.effect)  # Hedges' J is 0 with two
 
 
-def test_a_seed_that_one_side_lacks_is_left_out_and_said() -> None:
+def test_a_seed_that_one_side_lacks_is_left_out_and_noted() -> None:
     found = paired([*OURS, NAN, 0.9], [*THEIRS, 0.1, NAN])
     assert found.note.startswith("2 of 7 seeds left out")
     assert (found.n, found.p) == (5, paired(OURS, THEIRS).p)
@@ -235,7 +235,7 @@ def test_seeds_without_documents_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 7), (2, 0)])
-def test_nothing_to_compare_is_said(shape: tuple[int, int]) -> None:
+def test_nothing_to_compare_is_noted(shape: tuple[int, int]) -> None:
     found = paired_documents(np.zeros(shape), np.zeros(shape))
     assert (found.n, found.documents) == (0, shape[1])
     assert math.isnan(found.difference) and math.isnan(found.p) and "no seed has both" in found.note

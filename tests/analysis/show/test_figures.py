@@ -1,4 +1,4 @@
-"""Figures: what their artists show is what one gets by hand, what is missing is said, and nothing is cut off."""
+"""Figures: artists show the numbers computed by hand, missing results are counted, and nothing is cut off."""
 
 import itertools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def drawn(name: str, frames: Frames) -> Figure:
 
 
 def panel(figure: Figure, title: str = "", row: int = 0) -> Axes:
-    """The axes of a panel, the `row`th from above, where all panels are side by side."""
+    """Return the axes of a panel, the `row`th from above, of panels side by side."""
     titles = [axes.get_title() for axes in figure.axes]
     return figure.axes[titles.index(title) + row * max(1, len(titles) - titles.count(""))]
 
@@ -51,7 +51,7 @@ def line(axes: Axes, name: str) -> np.ndarray:
 
 
 def said(figure: Figure) -> str:
-    """The note below the panels, on one line."""
+    """Return the note below the panels on one line."""
     return figure.get_supxlabel().replace("\n", " ")
 
 
@@ -79,7 +79,7 @@ def test_iterations_have_the_base_model_and_the_start_as_lines_across() -> None:
         assert line(panel(figure, title), "start")[1] == pytest.approx([start, start])
 
 
-def test_missing_cells_are_not_drawn_but_counted() -> None:
+def test_missing_results_are_not_drawn_but_counted() -> None:
     figure = drawn("iterations", study(grid(), with_holes))
     np.testing.assert_allclose(bars(panel(figure, "50k annotations"), "spin")[1], [35, np.nan, np.nan])
     assert bars(panel(figure, "200k annotations"), "iris")[1] == pytest.approx([38, 40, 42])
@@ -209,7 +209,7 @@ def test_the_front_leaves_out_what_another_beats() -> None:
 
 
 def cells(axes: Axes) -> list[list[str]]:
-    """The texts in the cells of a heat map, row by row."""
+    """Return the texts of a heat map row by row."""
     columns = len(axes.get_xticklabels())
     texts = [text.get_text() for text in axes.texts]
     return [texts[at : at + columns] for at in range(0, len(texts), columns)]

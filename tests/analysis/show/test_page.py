@@ -50,7 +50,7 @@ FALLING = {
 
 
 def report() -> str:
-    """A page with one of everything, and much of what is hard to lay out."""
+    """Return a page with one of everything, and with content that is hard to lay out."""
     rows = [[Cell(f"row {n}", kind="head"), *cells] for n, cells in enumerate(zip(NUMBERS, WORDS, MIXED, strict=True))]
     small = Table("Small", ["row", "number", "word", "mixed"], rows, ["a note"])
     tasks = [f"task_{n}" for n in range(30)]
@@ -73,7 +73,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture
 def tab(started: Tab, tmp_path: Path) -> Tab:
-    """The browser, showing the report as if for the first time."""
+    """Return the browser with the report newly opened."""
     return show(started, tmp_path, report())
 
 
@@ -86,7 +86,7 @@ def show(tab: Tab, folder: Path, text: str) -> Tab:
 
 
 def column(tab: Tab, name: str) -> list[str]:
-    """The texts of a column of the small table, from top to bottom."""
+    """Return the texts of a column of the small table from top to bottom."""
     n = ["row", "number", "word", "mixed"].index(name)
     found: list[str] = tab.run(f"[...document.querySelector('tbody').rows].map(row => row.cells[{n}].textContent)")
     return found
@@ -128,7 +128,7 @@ def test_what_would_get_in_is_neither_fetched_nor_run(tab: Tab, tmp_path: Path) 
 
 @contextmanager
 def serving() -> Iterator[tuple[str, list[str]]]:
-    """The address of a server that finds nothing, and what it is asked for."""
+    """Start a server that finds nothing; yield its address and the requests."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

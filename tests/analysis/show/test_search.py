@@ -70,7 +70,7 @@ def of(root: Path, **more: dict[int, tuple[str, float | None, list[float]]]) -> 
     return found
 
 
-def test_only_a_search_that_was_begun_is_one(tmp_path: Path, folder: Path) -> None:
+def test_only_a_started_search_is_one(tmp_path: Path, folder: Path) -> None:
     assert trials(frames(tmp_path)) is None
     declare(folder)
     assert trials(frames(tmp_path, study="toy")) is None and search.figure(frames(tmp_path, study="toy")) is None
@@ -124,7 +124,7 @@ def test_the_table_says_what_became_of_every_trial(tmp_path: Path, folder: Path)
     assert f"it overstates itself by about {bias:.1f} points: {60 - bias:.1f} % is the better estimate" in text
 
 
-def test_a_search_that_has_just_begun(tmp_path: Path, folder: Path) -> None:
+def test_a_search_that_has_just_started(tmp_path: Path, folder: Path) -> None:
     declare(folder)
     waiting = of(tmp_path, trials={0: ("running", None, [])})
     assert "No trial is complete yet." in search.table(waiting).notes and search.figure(waiting.frames) is None

@@ -34,7 +34,7 @@ def scores(method: str, size: int, t: int = 2, task: str = "average") -> np.ndar
 
 
 def row(table: Table, *names: str) -> dict[str, Cell]:
-    """The row whose first cells are called so, by its columns."""
+    """Return the row with these first cells, by column."""
     (found,) = (r for r in table.rows if tuple(cell.text for cell in r[: len(names)]) == names)
     return dict(zip(table.columns, found, strict=True))
 
@@ -85,7 +85,7 @@ def test_cost_is_that_of_the_iterations(study: Results) -> None:
     assert cells["tokens"].text == "700"
 
 
-def test_what_is_missing_is_said(copy: Made) -> None:
+def test_missing_results_are_shown(copy: Made) -> None:
     copy.remove(copy.evaluation("iris", 100, 0, 2))
     next(p for p in copy.points if p["name"] == copy.name("spin", 100, 1)).update(state="failed", error="out of memory")
     copy.remove(copy.evaluation("spin", 100, 1, 2))
@@ -160,7 +160,7 @@ def test_a_seed_whose_samples_are_damaged_is_left_out(copy: Made) -> None:
     for seed in (1, 2):
         (copy.store.root / copy.evaluation("iris", 100, seed, 2) / "samples" / "sums.jsonl").unlink()
     rows = [row for row in differences(of(copy), "spin").rows if [c.text for c in row[:3]] == ["iris", "100", "sums"]]
-    assert [row[-3].text for row in rows] == ["3", "0"] and rows[1][3].missing, "said, not left out"
+    assert [row[-3].text for row in rows] == ["3", "0"] and rows[1][3].missing, "shown, not left out"
 
 
 def test_the_baseline(study: Results) -> None:
