@@ -112,7 +112,7 @@ def test_nodes_die(start_cluster: StartCluster) -> None:
     assert cluster.jobs()[going_on].state == "RUNNING"
 
 
-def test_a_new_controller_goes_on(start_cluster: StartCluster, tmp_path: Path) -> None:
+def test_a_new_controller_takes_over(start_cluster: StartCluster, tmp_path: Path) -> None:
     cluster = start_cluster(nodes=1, accounting=False, extra=("MessageTimeout=5",))
     job = cluster.submit(f"until [ -e {tmp_path}/end ]; do sleep 0.1; done")
     cluster.wait(job, "RUNNING")

@@ -128,7 +128,7 @@ def test_a_signalled_job_requeues_and_continues_as_often_as_needed(
     assert len(re.findall(r"INFO iris: start sft", log(store))) == 3
 
 
-def test_processes_of_several_nodes_stop_and_go_on_together(cluster: Cluster, tmp_path: Path) -> None:
+def test_processes_of_several_nodes_stop_and_continue_together(cluster: Cluster, tmp_path: Path) -> None:
     plan, store = slow_plan(tmp_path, **{"train.sft.epochs": 40})
     launch(Request(plan), slurm("resources.nodes=2", "resources.gpus=1"), store)
     before = at_step(store)
@@ -181,7 +181,7 @@ def test_a_real_time_limit(cluster: Cluster, tmp_path: Path) -> None:
     continues(store, before)
 
 
-def test_what_cannot_stop_in_time_begins_again(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
+def test_a_stage_that_cannot_stop_in_time_starts_again(cluster: Cluster, tmp_path: Path, undisturbed: Files) -> None:
     plan, store = slow_plan(tmp_path)
     launch(Request(plan), slurm("signal_seconds=2"), store)
     wait_for(
@@ -194,7 +194,7 @@ def test_what_cannot_stop_in_time_begins_again(cluster: Cluster, tmp_path: Path,
     finish(store, undisturbed)
 
 
-def test_what_never_gets_on_fails_in_the_end(tmp_path: Path) -> None:
+def test_a_job_without_progress_fails_in_the_end(tmp_path: Path) -> None:
     """The second run in a row that keeps nothing until its time limit is the last one."""
     folder = Records(Store(tmp_path)).folder("launch")
     for run, status in ((1, 0), (2, 1)):
@@ -221,7 +221,7 @@ CHAIN = {"iterations": 1, "train.epochs": 1}  # a second job, for the training t
 PARTED = "stages.train.gpus=1"
 
 
-def test_a_killed_task_has_failed_and_goes_on_when_asked(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_killed_task_fails_its_job_and_retry_continues(cluster: Cluster, tmp_path: Path) -> None:
     plan, store = slow_plan(tmp_path, **CHAIN)
     launch(Request(plan), slurm(PARTED), store)
     before = at_step(store)

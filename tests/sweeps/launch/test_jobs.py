@@ -44,7 +44,7 @@ def test_a_chain_fuses_into_one_job_an_iteration(whole: Plan) -> None:
     assert [kinds(jobs[n]) for n in first.needs] == [["score", "score"]], "shared with iris alone"
 
 
-def test_an_evaluation_is_a_job_that_nothing_waits_for(whole: Plan) -> None:
+def test_no_job_waits_for_an_evaluation(whole: Plan) -> None:
     jobs = make_jobs(whole, SLURM)
     evaluations = [n for n, job in enumerate(jobs) if "evaluate" in kinds(job)]
     assert all(kinds(jobs[n]) == ["evaluate"] and len(jobs[n].needs) == 1 for n in evaluations)
@@ -52,7 +52,7 @@ def test_an_evaluation_is_a_job_that_nothing_waits_for(whole: Plan) -> None:
     assert len(evaluations) == 2 * (2 + 4 * 2), "base and sft of each seed, and every iteration"
 
 
-def test_a_job_for_all_is_for_all(whole: Plan) -> None:
+def test_shared_stages_are_one_job_for_all(whole: Plan) -> None:
     jobs = make_jobs(whole, SLURM)
     shared = [job for job in jobs if kinds(job) == ["base", "data", "sft"]]
     assert [len(job.users) for job in shared] == [4, 4]
@@ -75,7 +75,7 @@ def test_other_resources_are_another_job(whole: Plan) -> None:
     assert {job.resources.minutes for job in jobs if kinds(job) == ["evaluate"]} == {10}
 
 
-def test_a_time_limit_parts_no_jobs_and_the_longest_holds(whole: Plan) -> None:
+def test_time_limits_split_no_jobs_and_the_longest_applies(whole: Plan) -> None:
     launcher = load_launcher("slurm", ["stages.train.minutes=2000", "stages.data={minutes: 5}"])
     jobs = make_jobs(whole, launcher)
     assert [kinds(job) for job in jobs] == [kinds(job) for job in make_jobs(whole, SLURM)]

@@ -106,7 +106,7 @@ def test_inline_computes_every_stage_and_records_it(undisturbed: Path) -> None:
     assert study["launch"] == folder.id
 
 
-def test_twice_does_nothing(undisturbed: Path) -> None:
+def test_a_second_launch_submits_nothing(undisturbed: Path) -> None:
     plan, store = tiny_plan(undisturbed, grid=TWO)
     report = launch(Request(plan), INLINE, store)
     assert report.folder is None and report.jobs == [] and report.cached == len(plan.stages)
@@ -144,7 +144,7 @@ def errors(folder: Folder) -> list[str]:
     return [state.error for state in found if state is not None and state.error]
 
 
-def test_what_failed_is_left_alone_until_asked_for(tmp_path: Path) -> None:
+def test_failed_stages_are_submitted_with_retry_only(tmp_path: Path) -> None:
     plan, store = tiny_plan(tmp_path, grid=TWO)
     rows = (tmp_path / "rows.jsonl").rename(tmp_path / "away.jsonl")
     first = launch(Request(plan), INLINE, store)
@@ -164,7 +164,7 @@ def test_what_failed_is_left_alone_until_asked_for(tmp_path: Path) -> None:
     assert launch(Request(plan), INLINE, store).jobs == []
 
 
-def test_other_experiments_go_on(tmp_path: Path) -> None:
+def test_other_experiments_continue(tmp_path: Path) -> None:
     wild = {"if": {"method": "spin"}, "set": {"train.learning_rate": 1e30, "train.max_grad_norm": 1e6}}
     study = write_study(tmp_path, grid=TWO, when=[wild], base={"iterations": 2})
     assert command.main(["launch", f"study={study}", "launcher=inline"]) == 1
@@ -238,7 +238,7 @@ def test_gpus_that_are_not_there(undisturbed: Path, tmp_path: Path) -> None:
     assert launch(Request(plan), INLINE, store).failures == 0, "nothing of it counts as submitted"
 
 
-def test_a_killed_job_has_failed_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_job_fails_and_retry_continues_at_its_checkpoint(tmp_path: Path) -> None:
     plan, store = tiny_plan(tmp_path, without=["evaluate"], base=SLOW | {"method": "sft", "iterations": 0})
     launch(Request(plan), LOCAL, store)
     wait_for(lambda: steps(store) > 5)
