@@ -4,8 +4,11 @@ Needs the programs of Debian's packages slurm-wlm, munge, slurmdbd and mariadb-s
 Every daemon has a keeper (`keeper.py`), so nothing outlives the process that started the cluster.
 """
 
+import contextlib
+import os
 import secrets
 import shutil
+import signal
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +125,20 @@ class Cluster(Commands):
         """Wait until no job is left on a node, such as one that is down."""
         processes = self.nodes[i - 1].processes
         wait_for(lambda: "slurmstepd" not in map(called, processes()), "the jobs to leave the node")
+
+    def cancel_all(self) -> None:
+        """Cancel every job, kill its processes and wait until the nodes are free."""
+
+        def free() -> bool:
+            for selection in (["--state=PENDING"], []):  # pending ones would start in the place of the others
+                self.run("scancel", "--quiet", f"--user={os.getuid()}", *selection)
+            for process in set[int]().union(*(node.processes() for node in self.nodes)):
+                if called(process) not in ("slurmd", "slurmstepd", "srun"):  # Slurm waits 30 s for the others
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+            return not self.run("squeue", "-h")
+
+        wait_for(free, "the cancelled jobs to leave")
 
     def kill_controller(self) -> None:
         """Kill slurmctld; clients then fail after some 4 s."""

@@ -80,17 +80,6 @@ class Commands:
         self.wait(job, "PENDING")
         self.start_now(job)
 
-    def cancel_all(self) -> None:
-        """Cancel every job and wait until the nodes are free of them."""
-
-        def gone() -> bool:
-            # Pending ones first, which would start in the place of the others; then leave no time for a checkpoint.
-            for selection in (["--state=PENDING"], ["--signal=KILL", "--full"], []):
-                self.run("scancel", "--quiet", f"--user={os.getuid()}", *selection)
-            return not self.run("squeue", "-h")
-
-        wait_for(gone, "the cancelled jobs to leave")
-
     def states(self) -> list[str]:
         """Return the states of the nodes in sinfo: idle, mix, alloc, drain, drng, down, down*, unk …"""
         lines = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%N %t").splitlines()
