@@ -179,7 +179,7 @@ class _Loader:
         known = self.index.scores
         absent = pd.DataFrame({"row": len(self.index.stages), "task": [AVERAGE, *tasks], "metric": "", "main": True})
         for name in ("task", "metric"):
-            kinds = known[name].cat.categories.union(absent[name].unique(), sort=False)
+            kinds = known[name].cat.categories.union(pd.Index(absent[name].unique()), sort=False)
             known = known.assign(**{name: known[name].cat.set_categories(kinds)})
             absent[name] = pd.Categorical(absent[name], kinds)
         return pd.concat([known, absent], ignore_index=True)

@@ -34,7 +34,6 @@ class Need:
     annotations: float
     low: float
     high: float
-    beyond: float  # share of the draws over seeds in which no size reaches the score
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,12 @@ class Efficiency:
         sizes = np.array([point.size for point in points])
         found = float(_reached(sizes, np.nanmean(values, axis=0)[None], score)[0])
         if len(values) < 2:
-            return Need(found, np.nan, np.nan, float(np.isnan(found)))
+            return Need(found, np.nan, np.nan)
         rng = np.random.default_rng(0)
         drawn = values[rng.integers(0, len(values), (DRAWS, len(values)))].mean(axis=1)
         needed = np.where(np.isnan(r := _reached(sizes, drawn, score)), np.inf, r)
         low, high = np.quantile(needed, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-        return Need(found, float(low), float(high), float(np.isinf(needed).mean()))
+        return Need(found, float(low), float(high))
 
 
 def _by_seed(points: Sequence[MethodScores]) -> Array:

@@ -58,9 +58,8 @@ def notes(found: Trials) -> list[str]:
         *lines,
         f"Best: trial {number} with {score:.1f} %. As the best of {complete} complete trials, it overstates itself by "
         f"about {100 * found.bias:.1f} points: {100 * found.corrected:.1f} % is the better estimate.",
-        "The estimate is a parametric bootstrap over the standard errors (optimizer's curse). It treats errors as "
-        "independent although trials share documents, which makes it too large, and it ignores selection by pruning. "
-        "An evaluation on documents that the search did not use has no such bias.",
+        "The bias is a parametric bootstrap over the standard errors (optimizer's curse). It is too large because "
+        "trials share documents, and it ignores pruning. Documents that the search did not use have no such bias.",
     ]
 
 
