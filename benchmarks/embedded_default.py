@@ -19,7 +19,7 @@ from iris import compose, plan
 from iris.config import identity
 from iris.execution import runner
 from iris.execution.progress import Progress
-from iris.method.registry import METHODS
+from iris.method.registry import METHODS, find
 from iris.model.logprobs import Policy
 from iris.model.packing import Row, pack
 from iris.model.policy import load_policy
@@ -40,7 +40,7 @@ def settings(split: str) -> Iterator[tuple[str, list[str]]]:
     """(label, overrides) of every run of a seed."""
     if split == "validation":
         for method, scale in itertools.product(METHODS, SCALES):
-            if scale is not None and "scale" not in METHODS[method].parameters:
+            if scale is not None and "scale" not in find(method).parameters:
                 continue
             for rate in (3e-5, *RATES) if method == "sft" else RATES:
                 extra = [] if scale is None else [f"method.loss.scale={scale}"]

@@ -18,7 +18,7 @@ from iris.config import Execution
 from iris.execution.progress import Line, Progress
 from iris.execution.runner import Context
 from iris.execution.world import World
-from iris.method.registry import METHODS, needs
+from iris.method.registry import METHODS, find
 from iris.model.logprobs import Policy
 from iris.model.packing import Row, micro_batches, pack
 from iris.store import Store
@@ -78,14 +78,14 @@ def training_set(work: Sequence[Sequence[Row]], shape: Shape, method: str) -> Tr
     order = [i for n in range(len(work)) for i in batching.global_batch(n, len(flat), len(work[0]), SETTINGS["seed"])]
     data: list[Row] = [flat[n] for n in np.argsort(order)]
     responses = [list(column) for column in zip(*(row.responses for row in data), strict=True)]
-    known = references(shape, needs(method).players, data)
-    return TrainingSet([row.prompt for row in data], responses, known, int(needs(method).synthetic))
+    known = references(shape, METHODS[method].players, data)
+    return TrainingSet([row.prompt for row in data], responses, known, int(METHODS[method].synthetic))
 
 
 def objective(method: str) -> Objective:
     """Return the method with its shipped parameters, and an order of ½ where it has one."""
     loss = yaml.safe_load((compose.conf_dir() / "method" / f"{method}.yaml").read_text())["loss"]
-    return Objective(method, loss, (lambda step: 0.5) if needs(method).alpha else None)
+    return Objective(find(method), loss, (lambda step: 0.5) if METHODS[method].alpha else None)
 
 
 def ours(work: Sequence[Sequence[Row]], shape: Shape, meter: StepMeter, method: str, distributed: str) -> None:
@@ -109,7 +109,7 @@ def pool(run: Options) -> list[Row]:
     count = run.batch * run.batches
     if run.length:
         return even_rows(count, run.shape.vocabulary, run.length)
-    responses = 1 + needs(run.variant).synthetic + needs(run.variant).proto if run.variant in METHODS else 2
+    responses = 1 + METHODS[run.variant].synthetic + METHODS[run.variant].proto if run.variant in METHODS else 2
     return rows(max(POOL, count), run.shape.vocabulary, responses)
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import functools
+import importlib.resources
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -16,170 +17,161 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iris.config import Config, Optimization, parse_size
+from iris import validate
+from iris.config import Config
 from iris.errors import UserError, nearest
-from iris.method import schedules
-from iris.method.registry import METHODS, check_loss, needs
+from iris.method import registry, schedules
 
-_CHOICES = {
-    "train.optimizer": ("adamw", "rmsprop"),
-    "train.sft.optimizer": ("adamw", "rmsprop"),
-    "train.decay": ("linear", "cosine", "constant"),
-    "train.sft.decay": ("linear", "cosine", "constant"),
-    "train.precision": ("float32", "bfloat16"),
-    "schedule.per": ("iteration", "step"),
-    "generate.engine": ("slots", "vllm"),
-    "execution.distributed": ("ddp", "fsdp2"),
-    "execution.device": ("auto", "cpu", "cuda", "mps"),
-}
+_SEARCH_PATH = "hydra.searchpath"
+_FREE = ("method.loss.", "method.needs.", "schedule.params.", "model.architecture.", "data.generator.")
 
 
 def conf_dir() -> Path:
-    """The folder of the shipped configuration: inside the installed package, or beside it in a source tree."""
+    """Return the folder of the shipped configuration: inside the installed package, or beside it in a source tree."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def groups() -> dict[str, list[str]]:
-    """The groups of an experiment's configuration and their options."""
-    sections = {f.name for f in fields(Config)}
-    return {
-        folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
-        for folder in sorted(conf_dir().iterdir())
-        if folder.is_dir() and folder.name in sections
-    }
+def search_path(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders that `hydra.searchpath=[…]` adds to the shipped configuration. Raises UserError."""
+    given = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith(f"{_SEARCH_PATH}=")]
+    if not given:
+        return ()
+    folders = parse(f"{_SEARCH_PATH}={given[-1]}").value()
+    if not isinstance(folders, list) or not all(isinstance(folder, str) for folder in folders):
+        raise UserError(f"{_SEARCH_PATH}={given[-1]}: expected a list of folders, such as [my_conf].")
+    return tuple(folders)
+
+
+def absolute(override: str) -> str:
+    """Return an override with the folders of a search path as seen from everywhere; others as they are."""
+    found = [
+        folder if "://" in folder else str(Path(folder).expanduser().absolute()) for folder in search_path([override])
+    ]
+    return f"{_SEARCH_PATH}=[{','.join(map(repr, found))}]" if found else override
+
+
+@functools.cache
+def folders(search: tuple[str, ...] = ()) -> tuple[Any, ...]:
+    """Return the shipped configuration's folder and those of a search path: folder, file://folder or pkg://module."""
+    return (conf_dir(), *map(_folder, search))
+
+
+def _folder(source: str) -> Any:
+    scheme, _, name = source.rpartition("://")
+    try:
+        folder = importlib.resources.files(name.replace("/", ".")) if scheme == "pkg" else Path(name).expanduser()
+    except ModuleNotFoundError as error:
+        raise UserError(f"{_SEARCH_PATH}: {source}: {error}.") from error
+    if scheme not in ("", "file", "pkg") or not folder.is_dir():
+        raise UserError(f"{_SEARCH_PATH}: {source}: no such folder.")
+    return folder
+
+
+def options(group: str, search: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the YAML files of a group by their options' names, the first found where two have one name."""
+    found: dict[str, Any] = {}
+    for folder in folders(search):
+        if (folder / group).is_dir():
+            files = [file for file in (folder / group).iterdir() if file.name.endswith(".yaml")]
+            found = {file.name.removesuffix(".yaml"): file for file in files} | found
+    return dict(sorted(found.items()))
+
+
+@functools.cache
+def groups(search: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """Return the groups of an experiment's configuration and their options."""
+    named = {f.name: list(options(f.name, search)) for f in fields(Config)}
+    return {name: found for name, found in sorted(named.items()) if found}
+
+
+def defaults() -> dict[str, Any]:
+    """Return the configuration without any file, in which Hydra merges the files and overrides."""
+    return asdict(Config())
 
 
 def register() -> None:
-    """Make the dataclasses the schema that Hydra checks names and types against."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    """Register the defaults as the schema, whose keys overrides may name without a plus."""
+    ConfigStore.instance().store(name="schema", node=defaults())
 
 
 def normalize(overrides: Sequence[str]) -> list[str]:
-    """`method=iris` means `+method=iris`: the method has no default, but nobody should have to know that."""
+    """Return overrides with the plus of `+method=iris`: the method has no default, which nobody has to know."""
     return [f"+{o}" if o.startswith("method=") else o for o in overrides]
 
 
 def load(overrides: Sequence[str]) -> Config:
-    """The checked configuration of one experiment. Raises UserError with one message."""
-    return to_config(compose_named(overrides))
+    """Return the checked configuration of one experiment. Raises one UserError for all mistakes."""
+    return to_config(*compose_named(overrides))
 
 
-def compose_named(overrides: Sequence[str]) -> DictConfig:
-    """What Hydra composes of overrides whose groups, options and keys all exist. Raises UserError with one message."""
+def compose_named(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """Compose overrides and return what is wrong with their keys, which are left out. Raises UserError for options."""
     register()
     overrides = normalize(overrides)
+    known = groups(search_path(overrides))
     parsed = [parse(o) for o in overrides]
-    _check_groups(parsed)
-    known = groups()
-    chosen = [o for o, p in zip(overrides, parsed, strict=True) if p.key_or_group in known]
+    refuse_unknown_options(parsed, known)
+    chosen = [o for o, p in zip(overrides, parsed, strict=True) if p.key_or_group in (*known, _SEARCH_PATH)]
     with explained(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", chosen)  # whose keys are those that other overrides may name
-        check_keys(parsed, keys(composed), known)
-        return composed if chosen == overrides else compose("config", overrides)
+        known_keys = keys(composed)
+        wrong = [p for p in parsed if not is_known(p, known_keys, known)]
+        kept = [o for o, p in zip(overrides, parsed, strict=True) if p not in wrong]
+        found = [no_such_key(p.key_or_group, known_keys, known) for p in wrong]
+        return composed if chosen == kept else compose("config", kept), found
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise into one message."""
+    """Turn errors of Hydra and OmegaConf into one message."""
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
 
 
-def to_config(composed: DictConfig) -> Config:
-    """The dataclass of a composed configuration, its values checked."""
-    check_method_named(composed)
+def to_config(composed: DictConfig, wrong_keys: Sequence[str] = ()) -> Config:
+    """Return the dataclass of a composed configuration. Raises one UserError for `wrong_keys` and other mistakes."""
     with explained():
-        config = OmegaConf.to_object(typed(composed))
-    assert isinstance(config, Config)
-    check(config)
-    return config
+        content: Any = OmegaConf.to_container(composed, resolve=True)
+    name_method(content["method"])
+    config, mistakes = validate.read(Config, content)
+    check(config, [*wrong_keys, *mistakes])
+    return config  # type: ignore[no-any-return]
 
 
-def typed(composed: DictConfig) -> DictConfig:
-    """A composed configuration whose nodes convert what they are given as the schema says."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
-    assert isinstance(merged, DictConfig)
-    return merged
+def name_method(section: dict[str, Any]) -> None:
+    """Name a method after its function where nothing else does. Raises UserError where there is neither."""
+    if section.get("name", validate.MISSING) == validate.MISSING:
+        if not section.get("function"):
+            raise UserError(f"No method given. Add one of: {' '.join(f'+method={m}' for m in registry.METHODS)}")
+        section["name"] = str(section["function"]).rpartition(":")[2]
 
 
-def check_method_named(composed: DictConfig) -> None:
-    """Refuse a composed configuration without a method."""
-    if OmegaConf.is_missing(composed.method, "name"):
-        raise UserError(f"No method given. Add one of: {' '.join(f'+method={m}' for m in METHODS)}")
+def check(config: Config, mistakes: Sequence[str] = ()) -> None:
+    """Raise one UserError for `mistakes` and those in sections without any that no field can tell by itself."""
+    wrong = {re.split(r"[.=:]", mistake)[0] for mistake in mistakes}
+    found, method, schedule = list(mistakes), config.method, config.schedule
+    if "method" not in wrong:
+        try:
+            objective = registry.find(method.name, method.function, method.needs)
+        except UserError as error:
+            found.append(str(error))
+        else:
+            found += registry.wrong_parameters(method.name, objective, method.loss)
+            if objective.needs.alpha and "schedule" not in wrong:
+                found += schedules.mistakes(schedule.name, schedule.params, schedule.levels, schedule.function)
+    if "model" not in wrong and config.model.template != "chat" and "{prompt}" not in config.model.template:
+        found.append("model.template: expected 'chat' or a text that contains {prompt}.")
+    validate.refuse(found)
 
 
-def check(config: Config) -> None:
-    """Refuse values that cannot work, before anything is spent."""
-    needed = needs(config.method.name)
-    check_loss(config.method.name, config.method.loss)
-    if needed.alpha:
-        schedules.check(config.schedule.name, config.schedule.params, config.schedule.levels)
-    parse_size(config.data.size)
-    for key, choices in _CHOICES.items():
-        value: Any = functools.reduce(getattr, key.split("."), cast(Any, config))
-        if value not in choices:
-            raise UserError(f"{key}={value}: choose one of {', '.join(choices)}.{nearest(str(value), choices)}")
-    if config.model.template != "chat" and "{prompt}" not in config.model.template:
-        raise UserError("model.template: expected 'chat' or a text that contains {prompt}.")
-    _check_numbers(config)
-
-
-@dataclass(frozen=True)
-class _Range:
-    key: str
-    value: Any
-    low: float
-    high: float = float("inf")
-    open_low: bool = False
-
-    def check(self) -> None:
-        for number in self.value if isinstance(self.value, list) else [self.value]:
-            number = float(number) if isinstance(number, int | float) else float("nan")
-            if not (self.low < number if self.open_low else self.low <= number) or not number <= self.high:
-                bounds = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-                bounds += "" if self.high == float("inf") else f" and at most {self.high:g}"
-                raise UserError(f"{self.key}={self.value}: expected a number {bounds}.")
-
-
-def _check_numbers(config: Config) -> None:
-    ranges = [
-        _Range("iterations", config.iterations, 0),
-        _Range("seed", config.seed, 0),
-        _Range("method.samples", config.method.samples, 1),
-        _Range("method.rounds", config.method.rounds, 1),
-        _Range("generate.temperature", config.generate.temperature, 0),
-        _Range("generate.top_p", config.generate.top_p, 0, 1, open_low=True),
-        _Range("generate.max_new_tokens", config.generate.max_new_tokens, 1),
-        _Range("generate.shard", config.generate.shard, 1),
-        _Range("data.max_prompt_tokens", config.data.max_prompt_tokens, 1),
-        _Range("data.max_response_tokens", config.data.max_response_tokens, 1),
-        _Range("execution.processes", config.execution.processes, 1),
-        _Range("execution.micro_batch_tokens", config.execution.micro_batch_tokens, 1),
-        _Range("execution.slots", config.execution.slots, 1),
-        _Range("execution.checkpoint_minutes", config.execution.checkpoint_minutes, 0),
-    ]
-    for item in [*ranges, *_training_ranges("train", config.train), *_training_ranges("train.sft", config.train.sft)]:
-        item.check()
-
-
-def _training_ranges(name: str, run: Optimization) -> list[_Range]:
-    return [
-        _Range(f"{name}.epochs", run.epochs, 0, open_low=True),
-        _Range(f"{name}.learning_rate", run.learning_rate, 0, open_low=True),
-        _Range(f"{name}.batch", run.batch, 1),
-        _Range(f"{name}.warmup", run.warmup, 0, 1),
-        _Range(f"{name}.max_grad_norm", run.max_grad_norm, 0, open_low=True),
-    ]
-
-
-# --- what Hydra would say in many lines
+# --- messages in place of Hydra's, which take many lines
 
 
 def parse(override: str) -> Override:
-    """One override in Hydra's grammar. Raises UserError."""
+    """Parse one override in Hydra's grammar. Raises UserError."""
     try:
         return OverridesParser.create().parse_override(override)
     except (HydraException, OverrideParseException) as error:
@@ -189,51 +181,49 @@ def parse(override: str) -> Override:
         ) from error
 
 
-def _check_groups(parsed: Sequence[Override]) -> None:
-    known = groups()
+def refuse_unknown_options(parsed: Sequence[Override], known: dict[str, list[str]]) -> None:
+    """Raise UserError for choices of groups that have no such option."""
+    found = []
     for override in parsed:
         name = override.key_or_group
         if name not in known or override.is_delete():
             continue
         value = override.value()
-        for choice in value if isinstance(value, list) else [value]:
-            if isinstance(choice, str) and choice not in known[name]:
-                raise UserError(
-                    f"{name}={choice}: choose one of {', '.join(known[name])}.{nearest(choice, known[name])}"
-                )
+        for option in value if isinstance(value, list) else [value]:
+            if isinstance(option, str) and option not in known[name]:
+                hint = nearest(option, known[name])
+                found.append(f"{name}={option}: choose one of {', '.join(known[name])}.{hint}")
+    validate.refuse(found)
 
 
-def check_keys(parsed: Sequence[Override], keys: Collection[str], known: Collection[str]) -> None:
-    """Refuse overrides of keys that are neither among those of the configuration nor groups."""
-    for override in parsed:
-        key = override.key_or_group
-        if key in known or key.startswith("hydra"):
-            continue
-        if override.is_add() and any(key.startswith(p) for p in ("method.loss.", "schedule.params.", *_FREE)):
-            continue
-        if key not in keys:
-            leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-            hint = f" Did you mean '{leaf[0]}'?" if leaf else nearest(key, [*keys, *known])
-            parent = key.rsplit(".", 1)[0] if "." in key else ""
-            siblings = [k.removeprefix(f"{parent}.") for k in keys if k.startswith(f"{parent}.") or not parent]
-            near = ", ".join(sorted({s.split(".")[0] for s in siblings})) or "none"
-            where = f" Keys of '{parent}': {near}." if parent else f" Keys: {near}."
-            raise UserError(f"{key}: the configuration has no such key.{hint}{where}")
+def is_known(override: Override, keys: Collection[str], known: Collection[str]) -> bool:
+    """Return whether an override's key is one of the configuration, a group or an addition to an open mapping."""
+    key = override.key_or_group
+    return key in known or key in keys or key.startswith("hydra") or (override.is_add() and key.startswith(_FREE))
 
 
-_FREE = ("model.architecture.", "data.generator.")
+def no_such_key(key: str, keys: Collection[str], known: Collection[str]) -> str:
+    """Return the message for a key that neither the configuration nor a group has."""
+    leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    hint = f" Did you mean '{leaf[0]}'?" if leaf else nearest(key, [*keys, *known])
+    parent = key.rpartition(".")[0]
+    siblings = [k.removeprefix(f"{parent}.") for k in keys if k.startswith(f"{parent}.") or not parent]
+    near = ", ".join(sorted({s.split(".")[0] for s in siblings})) or "none"
+    where = f" Keys of '{parent}': {near}." if parent else f" Keys: {near}."
+    return f"{key}: the configuration has no such key.{hint}{where}"
 
 
 def keys(composed: DictConfig) -> list[str]:
-    """The dotted keys of a composed configuration, sections included."""
-    return _keys(OmegaConf.to_container(composed))
+    """Return the dotted keys of a composed configuration, sections included."""
+    return nested_keys(OmegaConf.to_container(composed))
 
 
-def _keys(container: Any, prefix: str = "") -> list[str]:
+def nested_keys(container: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of nested mappings."""
     if not isinstance(container, dict):
         return []
     here = [f"{prefix}{key}" for key in container]
-    return here + [k for key, value in container.items() for k in _keys(value, f"{prefix}{key}.")]
+    return here + [k for key, value in container.items() for k in nested_keys(value, f"{prefix}{key}.")]
 
 
 def _one_line(error: Exception) -> str:

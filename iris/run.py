@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         if any(a in ("--help", "-h") for a in arguments):
-            print(_help())
+            print(_help(compose.search_path(arguments)))
         else:
             _command(arguments)
     except UserError as error:
@@ -112,7 +113,7 @@ def _compare_code(chain: Chain, store: Store, recompute: bool) -> None:
 
 def _prepare(folder: Path, config: Config) -> None:
     with storage_errors(Path(config.output).absolute(), "output"):
-        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
 
 
 def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:
@@ -185,7 +186,8 @@ def _hydra(arguments: Sequence[str], own: Sequence[str]) -> None:
 
     @hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
-        _start(compose.to_config(composed), list(HydraConfig.get().overrides.task), own)
+        search = [s for s in settings if s.startswith("hydra.searchpath=")]
+        _start(compose.to_config(composed), [*HydraConfig.get().overrides.task, *search], own)
 
     compose.register()
     sys.argv[1:] = [*flags, *_FOLDERS, *settings]  # Hydra wants settings in one row
@@ -194,17 +196,20 @@ def _hydra(arguments: Sequence[str], own: Sequence[str]) -> None:
         job()
 
 
-def _help() -> str:
+def _help(search: tuple[str, ...]) -> str:
+    groups = compose.groups(search)
+    methods = [*METHODS, *(m for m in groups["method"] if m not in METHODS)]
     lines = [
         __doc__ or "",
         "Groups (group=option; the method is the one without a default):",
-        f"  method={'|'.join(METHODS)}",
+        f"  method={'|'.join(methods)}",
     ]
-    lines += [f"  {name}={'|'.join(options)}" for name, options in compose.groups().items() if name != "method"]
+    lines += [f"  {name}={'|'.join(options)}" for name, options in groups.items() if name != "method"]
     lines += [
         "",
         "Any key can be set: seed=1 iterations=5 data.size=26k method.loss.scale=0.2 train.learning_rate=1e-6",
         "Folders: store=FOLDER (artifacts), output=FOLDER (tables and logs).",
+        "Your own methods, schedules and groups: hydra.searchpath=[FOLDER] (docs/add-a-method.md).",
         "Flags: --cfg job (print the resolved configuration), --multirun +method=spin,iris seed=0,1, --info, --help.",
     ]
     return "\n".join(lines)

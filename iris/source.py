@@ -18,23 +18,23 @@ _LIBRARIES = ("torch", "transformers")
 
 def source_digest(text: str) -> str:
     """Return 16 hexadecimal digits for a Python source, the same for every version of Python that can read it."""
-    return _digest(_normalized(ast.parse(text)))
+    return digest(normalized(ast.parse(text)))
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _normalized(node: Any) -> Any:
+def normalized(node: Any) -> Any:
     """Nested tuples of a syntax tree without docstrings, positions, and fields that are empty or new in some Python."""
     if isinstance(node, list):
-        return tuple(map(_normalized, node))
+        return tuple(map(normalized, node))
     if not isinstance(node, ast.AST):
         return node
     fields = {name: getattr(node, name, None) for name in node._fields if name != "ctx"}
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    return type(node).__name__, *((k, _normalized(v)) for k, v in fields.items() if v is not None and v != [])
+    return type(node).__name__, *((k, normalized(v)) for k, v in fields.items() if v is not None and v != [])
 
 
 @functools.cache
@@ -47,7 +47,7 @@ def computed_by(kind: str) -> Mapping[str, str]:
 
 def combined(code: Mapping[str, str]) -> str:
     """Return one digest for what `computed_by` returns, to compare many stages by."""
-    return _digest(sorted(code.items()))
+    return digest(sorted(code.items()))
 
 
 def differences(kind: str, then: Mapping[str, str]) -> list[str]:
@@ -78,7 +78,7 @@ def _module(path: Path) -> tuple[str, tuple[Path, ...]]:
     """The digest of a module's source, and the modules of ours that it imports anywhere."""
     tree = ast.parse(path.read_text())
     paths = map(_find, dict.fromkeys(_imports(tree)))
-    return _digest(_normalized(tree)), tuple(filter(None, paths))
+    return digest(normalized(tree)), tuple(filter(None, paths))
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

@@ -64,6 +64,8 @@ def check_sweep(command: str, *words: str) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_commands_in_documents_compose(path: Path) -> None:
+    if path.name == "add-a-method.md":
+        return  # run, by test_add_a_method
     for program, arguments in commands(path):
         check(program, arguments)
 
@@ -73,6 +75,8 @@ def test_analysis_in_documents_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a small study that is called as theirs is and lies where they look for it."""
+    if path.name == "add-a-method.md":
+        return  # on what its own study has computed, by test_add_a_method
     found = [shlex.split(arguments) for program, arguments in commands(path) if program == "analysis"]
     blocks = [b for b in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL) if "import analysis" in b]
     if found or blocks:

@@ -1,47 +1,45 @@
 """Schedules of the order α of the Rényi objective (arXiv 2604.20933), and the gap that the adaptive one follows.
 
-A schedule is a function of the position in the run, 0 at its start and 1 at its end, and of the current gap between the
-policy and the annotations; its keyword arguments are its parameters (`schedule.params`). `levels` is no such function
-but a list of one order per iteration (`schedule.levels`), whatever the length of the run.
+A schedule is a function that takes `position`, the place in the run from 0 at its start to 1 at its end, or `gap`, the
+current gap between the policy and the annotations, or both, or neither; its keyword arguments are its parameters
+(`schedule.params`). `levels` is no such function but a list of one order per iteration (`schedule.levels`), whatever
+the length of the run.
 """
 
-import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from iris.errors import UserError, nearest
+from iris.errors import UserError, first_line, nearest
+from iris.method import functions
 
 
-def constant(position: float, gap: float | None, *, alpha: float) -> float:
-    """α."""
+def constant(*, alpha: float) -> float:
+    """Return α."""
     return alpha
 
 
-def linear(position: float, gap: float | None, *, start: float, end: float) -> float:
-    """(1 − p)·start + p·end at position p."""
+def linear(position: float, *, start: float, end: float) -> float:
+    """Return (1 − p)·start + p·end at position p."""
     return (1 - position) * start + position * end
 
 
-def cosine(position: float, gap: float | None, *, start: float, end: float) -> float:
-    """end + (start − end)·(1 + cos πp)/2 at position p: flat at both ends (arXiv 1608.03983, eq. 5)."""
-    return linear((1 - math.cos(math.pi * position)) / 2, gap, start=start, end=end)
+def cosine(position: float, *, start: float, end: float) -> float:
+    """Return end + (start − end)·(1 + cos πp)/2 at position p: flat at both ends (arXiv 1608.03983, eq. 5)."""
+    return linear((1 - math.cos(math.pi * position)) / 2, start=start, end=end)
 
 
-def exponential(position: float, gap: float | None, *, start: float, end: float) -> float:
-    """start^(1−p)·end^p at position p: geometric interpolation between two positive orders."""
+def exponential(position: float, *, start: float, end: float) -> float:
+    """Return start^(1−p)·end^p at position p: geometric interpolation between two positive orders."""
     return float(start ** (1 - position) * end**position)
 
 
-def adaptive(
-    position: float, gap: float | None, *, alpha_min: float, alpha_max: float, tau: float, ema: float = 0.0
-) -> float:
-    """α_min + (α_max − α_min)·(1 − exp(−D̂/τ)) of the smoothed gap D̂ ≥ 0, in nats per token like τ (arXiv 2604.20933).
+def adaptive(gap: float, *, alpha_min: float, alpha_max: float, tau: float, ema: float = 0.0) -> float:
+    """Return α_min + (α_max − α_min)·(1 − exp(−D̂/τ)) of the smoothed gap D̂ ≥ 0, in nats per token like τ.
 
-    A large gap gives a large α, and α → α_min near convergence. `ema` is what `smooth` makes D̂ with.
+    A large gap gives a large α, and α → α_min near convergence (arXiv 2604.20933). `ema` is the weight of `smooth`.
     """
-    if gap is None:
-        raise ValueError("the adaptive schedule needs the gap of the iteration")
     return alpha_min + (alpha_max - alpha_min) * -math.expm1(-gap / tau)
 
 
@@ -54,8 +52,9 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 }
 
 LEVELS = "levels"
+EMA = "ema"  # the parameter with which the gap is smoothed over iterations, of a schedule that follows it
 
-# What the parameters of a schedule must satisfy beyond being finite numbers, and how to say so.
+# Conditions on parameters beyond being finite numbers, and their messages.
 _RULES: dict[str, list[tuple[Callable[..., bool], str]]] = {
     "exponential": [
         (lambda start, end: start > 0 and end > 0, "start and end must be above 0, or use schedule=linear"),
@@ -68,17 +67,65 @@ _RULES: dict[str, list[tuple[Callable[..., bool], str]]] = {
 }
 
 
-def alpha_at(name: str, params: Mapping[str, float], position: float, gap: float | None = None) -> float:
-    """The order α of a schedule at a position in [0, 1] (see `position`) and, for `adaptive`, a smoothed gap.
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule's function: `reference` is its package.module:name, `reads` holds `position`, `gap`, both or none."""
 
-    Raises UserError where `check` does, and ValueError for `adaptive` without a gap.
-    """
-    check(name, params)
-    return SCHEDULES[name](position, gap, **params)
+    reference: str
+    reads: tuple[str, ...]
+    parameters: dict[str, bool]
+
+    @property
+    def needs_gap(self) -> bool:
+        """Whether α follows from the gap of the iteration, which scoring measures."""
+        return "gap" in self.reads
+
+    @property
+    def needs_position(self) -> bool:
+        """Whether α follows from the place in the run."""
+        return "position" in self.reads
+
+    @property
+    def source(self) -> str:
+        """The hash of the function's source."""
+        return functions.digest(self.reference)
+
+    def alpha(self, params: Mapping[str, float], position: float, gap: float | None = None) -> float:
+        """Return the order α at a position in [0, 1] (see `position`) and a smoothed gap.
+
+        Raises UserError where a user's function fails, ValueError where a gap is needed and none is given.
+        """
+        if self.needs_gap and gap is None:
+            raise ValueError(f"{self.reference} needs the gap of the iteration")
+        given = {"position": position, "gap": gap}
+        function = functions.imported(self.reference, "schedule.function")
+        try:
+            return float(function(*(given[name] for name in self.reads), **params))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise UserError(f"schedule {self.reference} at position {position:g}: {first_line(error)}.") from error
+
+
+def find(name: str, function: str | None = None) -> Schedule:
+    """Return a built-in schedule, or that of a function, `package.module:name`. Raises UserError where it is none."""
+    known = [*SCHEDULES, LEVELS]
+    if function is None and name not in SCHEDULES:
+        raise UserError(f"schedule '{name}' does not exist.{nearest(name, known)} Choose from: {', '.join(known)}.")
+    if function is not None and name in known:
+        raise UserError(f"schedule.name={name} is built in: give {function} another name with schedule.name=….")
+    if function is not None:
+        functions.imported(function, "schedule.function")
+    reference = function or f"iris.method.schedules:{name}"
+    signature = functions.signature(reference, "schedule.function")
+    if not {"position", "gap"}.issuperset(signature.positional):
+        raise UserError(
+            f"schedule.function={reference}: it takes ({', '.join(signature.positional)}); a schedule takes position, "
+            "gap, both or neither, and its parameters after a '*'."
+        )
+    return Schedule(reference, signature.positional, signature.parameters)
 
 
 def position(iteration: int, iterations: int, step: int = 0, steps: int = 1) -> float:
-    """The fraction of the run, 0 at its first moment and 1 at its last: t/(T − 1) for iteration t of T.
+    """Return the place in the run, 0 at its first moment and 1 at its last: t/(T − 1) for iteration t of T.
 
     Per step, with step i of the `steps` optimizer steps of this iteration: (t·steps + i)/(T·steps − 1), which grows
     over the whole run even where iterations differ in steps. A run of a single moment is at its start.
@@ -87,7 +134,7 @@ def position(iteration: int, iterations: int, step: int = 0, steps: int = 1) -> 
 
 
 def gap(real: float, synthetic: float) -> float:
-    """D̂ = max(0, ⟨log π_t(y'|x)/|y'|⟩ − ⟨log π_t(y|x)/|y|⟩), in nats per token, of the two means in brackets.
+    """Return D̂ = max(0, ⟨log π_t(y'|x)/|y'|⟩ − ⟨log π_t(y|x)/|y|⟩), in nats per token, of the two means in brackets.
 
     How much likelier the policy π_t finds its own responses y' than the annotations y (arXiv 2604.20933).
     """
@@ -96,55 +143,56 @@ def gap(real: float, synthetic: float) -> float:
 
 
 def smooth(previous: float | None, gap: float, ema: float) -> float:
-    """The exponential moving average of the gap over iterations, ema·previous + (1 − ema)·gap; the gap in the first."""
+    """Return the moving average of the gap over iterations, ema·previous + (1 − ema)·gap; the gap in the first."""
     return gap if previous is None else ema * previous + (1 - ema) * gap
 
 
-def check(name: str, params: Mapping[str, float], levels: Sequence[float] = ()) -> None:
-    """Raise UserError unless `name` is a schedule and its `params` (or `levels`) are all there, finite and in range."""
-    known = [*SCHEDULES, LEVELS]
-    if name not in known:
-        raise UserError(f"schedule '{name}' does not exist.{nearest(name, known)} Choose from: {', '.join(known)}.")
-    if name == LEVELS:
-        return _check_levels(params, levels)
-    if levels:
-        raise UserError(f"schedule.levels={list(levels)}: only schedule=levels takes levels, not '{name}'.")
-    _check_names(name, params)
-    for key, value in params.items():
-        if not _finite(value):
-            raise UserError(f"schedule.params.{key}={value}: '{name}' needs a finite number here.")
-    for holds, message in _RULES.get(name, []):
-        if not holds(**params):
-            values = ", ".join(f"{key}={value}" for key, value in params.items())
-            raise UserError(f"schedule.params of '{name}' ({values}): {message}.")
+def mistakes(
+    name: str, params: Mapping[str, float], levels: Sequence[float] = (), function: str | None = None
+) -> list[str]:
+    """Return what is wrong with a schedule: its name or function, its parameters or its levels."""
+    if name == LEVELS and function is None:
+        return _wrong_levels(params, levels)
+    try:
+        schedule = find(name, function)
+    except UserError as error:
+        return [str(error)]
+    found = [f"schedule.levels={list(levels)}: only schedule=levels takes levels, not '{name}'."] if levels else []
+    found += _wrong_names(name, params, schedule.parameters)
+    found += [
+        f"schedule.params.{key}={value}: '{name}' needs a finite number here."
+        for key, value in params.items()
+        if not _finite(value)
+    ]
+    return found or _broken_rules(name, params)
 
 
-def _check_levels(params: Mapping[str, float], levels: Sequence[float]) -> None:
-    if params:
-        raise UserError(f"schedule.params.{next(iter(params))}: '{LEVELS}' takes no parameters, only schedule.levels.")
-    if not levels or not all(_finite(level) for level in levels):
-        raise UserError(f"schedule.levels={list(levels)}: expected one finite number an iteration, such as [2,1,0.5].")
+def _broken_rules(name: str, params: Mapping[str, float]) -> list[str]:
+    values = ", ".join(f"{key}={value:g}" for key, value in params.items())
+    rules = [message for holds, message in _RULES.get(name, []) if not holds(**params)]
+    return [f"schedule.params of '{name}' ({values}): {message}." for message in rules]
 
 
-def _finite(value: object) -> bool:
+def _wrong_levels(params: Mapping[str, float], levels: Sequence[float]) -> list[str]:
+    found = [f"schedule.params.{key}: '{LEVELS}' takes no parameters, only schedule.levels." for key in params]
+    if levels and all(_finite(level) for level in levels):
+        return found
+    return [*found, f"schedule.levels={list(levels)}: expected one finite number an iteration, such as [2,1,0.5]."]
+
+
+def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-@functools.cache
-def _parameters(name: str) -> dict[str, bool]:
-    """The parameters that a schedule takes, and whether it needs them."""
-    taken = inspect.signature(SCHEDULES[name]).parameters.values()
-    return {p.name: p.default is p.empty for p in taken if p.kind is p.KEYWORD_ONLY}
-
-
-def _check_names(name: str, params: Mapping[str, float]) -> None:
-    """Raise UserError unless the parameters are ones the schedule takes, with none missing."""
-    valid = _parameters(name)
-    for key in params:
-        if key not in valid:
-            hint = nearest(key, valid)
-            raise UserError(f"schedule '{name}' has no parameter '{key}'.{hint} It takes: {', '.join(valid)}.")
+def _wrong_names(name: str, params: Mapping[str, float], valid: Mapping[str, bool]) -> list[str]:
+    takes = ", ".join(valid) or "none"
+    found = [
+        f"schedule '{name}' has no parameter '{key}'.{nearest(key, valid)} It takes: {takes}."
+        for key in params
+        if key not in valid
+    ]
     missing = [key for key, required in valid.items() if required and key not in params]
     if missing:
         example = ", ".join(f"schedule.params.{key}=…" for key in missing)
-        raise UserError(f"schedule '{name}' needs {', '.join(missing)}: set {example}.")
+        found.append(f"schedule '{name}' needs {', '.join(missing)}: set {example}.")
+    return found

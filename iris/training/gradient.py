@@ -8,6 +8,7 @@ processes' log-probabilities are gathered; otherwise a pass without gradient col
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from iris.execution.world import World
 from iris.method import objectives
-from iris.method.registry import needs
+from iris.method.registry import Method
 from iris.model.head import Coefficients, coefficients_of
 from iris.model.packing import Row, Tokens, pack
 
@@ -56,39 +57,44 @@ class TrainingSet:
 class Objective:
     """A method's loss as a function of log-probabilities."""
 
-    method: str
+    method: Method
     parameters: Mapping[str, float]
     alpha: Callable[[int], float] | None = None  # the order of each step, for methods that have one
 
     @property
     def coupled(self) -> bool:
         """Whether the loss is one function of the whole batch."""
-        return needs(self.method).coupled
+        return self.method.needs.coupled
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Tensor]:
+        """The objective itself."""
+        return self.method.load()
 
     def loss(self, logps: Tensor, references: Tensor | None, *, step: int, batch: int, tokens: int) -> Tensor:
-        """The share of these samples in the loss of a global batch of `batch` samples and `tokens` response tokens.
+        """Return the share of these samples in the loss of a global batch of `batch` samples and `tokens` tokens.
 
         logps [b, R], references [J, b, R] → scalar. For a coupled loss the samples must be the whole batch.
         """
-        needed = needs(self.method)
-        function = getattr(objectives, self.method)
+        needed = self.method.needs
         if not needed.synthetic:
-            result: Tensor = function(logps[:, 0], tokens=tokens, **self.parameters).sum()
-            return result
+            return self.function(logps[:, 0], tokens=tokens, **self.parameters).sum()
         values = logps if references is None else logps - references
         stop = logps.shape[1] - (1 if needed.proto else 0)
         real, synthetic = values[..., :1], values[..., 1:stop]
         terms = [real.expand_as(synthetic).flatten(-2), synthetic.flatten(-2)]
         if needed.proto:
             terms.append(values[..., stop:].expand_as(synthetic).flatten(-2))
-        elif needed.players == 1:
+        if needed.players == 1:
             terms = [t.squeeze(0) for t in terms]
-        value: Tensor = function(*terms, **self._parameters(step))
+        value = self.function(*terms, **self._parameters(step))
         return value if needed.coupled else value.sum() / (batch * synthetic.shape[-1])
 
-    def tilts(self, step: int) -> tuple[float, float]:
-        """The log-weights of a coupled loss as multiples of the ratios, of annotated and of synthetic responses."""
-        return objectives.iris_tilts(**self._parameters(step))
+    def tilts(self, step: int) -> tuple[float, float] | None:
+        """Return the log-weights of a coupled loss as multiples of annotated and synthetic ratios, if it has any."""
+        name = self.method.needs.tilts
+        found: tuple[float, float] | None = self.method.load(name)(**self._parameters(step)) if name else None
+        return found
 
     def _parameters(self, step: int) -> dict[str, float]:
         return dict(self.parameters) | ({} if self.alpha is None else {"alpha": self.alpha(step)})
@@ -109,7 +115,7 @@ class Gradient:
         if not self.objective.coupled:
             values = [self._fused(part, batch.coefficients(part), k == len(parts) - 1) for k, part in enumerate(parts)]
             return batch.summary(self._gather(values, parts))
-        if len(parts) == 1 and (summary := self._at_once(batch, parts[0])):
+        if batch.tilts and len(parts) == 1 and (summary := self._at_once(batch, parts[0], batch.tilts)):
             return summary
         with torch.no_grad():
             values = [self.policy(self._packed(part))[0].view(len(part), -1) for part in parts]
@@ -129,9 +135,11 @@ class Gradient:
         result: Tensor = logps.view(len(part), -1)
         return result
 
-    def _at_once(self, batch: "_Batch", part: list[int]) -> tuple[float, dict[str, float]] | None:
-        """The gradient of a coupled loss from one pass; None where its weights leave the range of the first ones."""
-        weights = _Weights(batch, part)
+    def _at_once(
+        self, batch: "_Batch", part: list[int], tilts: tuple[float, float]
+    ) -> tuple[float, dict[str, float]] | None:
+        """Take the gradient of a coupled loss from one pass; None where its weights leave the range of the first."""
+        weights = _Weights(batch, part, tilts)
         logps, products = self.policy(self._packed(part, by_column=True), weights)
         values = torch.cat([logps[: len(part), None], logps[len(part) :].view(len(part), -1)], dim=1)
         if any(self.world.gather(weights.outside)):
@@ -173,6 +181,7 @@ class _Batch:
         data = gradient.data
         self.tokens = sum(len(data.responses[0][i]) for i in indices)
         self.packed_tokens = sum(data.row(i).tokens for i in indices)
+        self.tilts = self.objective.tilts(step)
         self.count = {"step": step, "batch": len(indices), "tokens": self.tokens}
 
     def references(self, part: list[int]) -> Tensor | None:
@@ -217,10 +226,11 @@ class _Batch:
             result["start_ratio"] = math.sqrt(float(ratios.square().sum()) / tokens)
         if synthetic := self.gradient.data.synthetic:
             result[f"synthetic_{name}"] = float(ratios[:, 1 : 1 + synthetic].mean())
-        if self.objective.alpha is not None:
-            blocks = zip(("real_ess", "synthetic_ess"), self.objective.tilts(self.step), _blocks(ratios), strict=True)
+        if self.tilts:
+            blocks = zip(("real_ess", "synthetic_ess"), self.tilts, _blocks(ratios), strict=True)
             weights = {name: torch.softmax(tilt * block, dim=0) for name, tilt, block in blocks}
             result |= {name: float(objectives.effective_sample_size(w)) for name, w in weights.items()}
+        if self.objective.alpha is not None:
             result["alpha"] = self.objective.alpha(self.step)
         return loss, result | {"response_tokens": self.tokens, "packed_tokens": self.packed_tokens}
 
@@ -233,12 +243,12 @@ def _blocks(values: Tensor) -> tuple[Tensor, Tensor]:
 class _Weights:
     """Coefficients of a coupled loss up to a factor for each block of a part that is packed by column."""
 
-    def __init__(self, batch: _Batch, part: list[int]) -> None:
+    def __init__(self, batch: _Batch, part: list[int], tilts: tuple[float, float]) -> None:
         references = batch.references(part)
         assert references is not None
         real = torch.tensor([i >= 0 for i in part], device=references.device)[:, None].expand_as(references[0])
         self.references, self.real = torch.cat(_blocks(references[0])), torch.cat(_blocks(real))
-        self.tilts, self.size = batch.objective.tilts(batch.step), len(part)
+        self.tilts, self.size = tilts, len(part)
         self.outside = False  # whether a weight exceeds the first ones by more than the headroom
         self.pivots: list[Tensor] = []
         self.values: tuple[list[Tensor], list[Tensor]] = ([], [])

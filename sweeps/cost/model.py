@@ -123,7 +123,7 @@ def _train(stage: Stage, setting: Setting) -> Work:
     responses = rows.response
     if rounds := stage.many("generate"):
         sampled = rows.sampled(rounds[0].identity["max_new_tokens"])
-        responses += sampled * (identity["samples"] + (identity["method"] == "t_spin"))
+        responses += sampled * (identity["samples"] + bool(identity["needs"].get("proto")))
     passes = identity["epochs"] * rows.count * max(1, len(rounds))
     tokens = passes * (rows.prompt + responses)
     each = 2 * ((2 if identity["lora"] else 3) + setting.execution.gradient_checkpointing)

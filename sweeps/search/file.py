@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from iris import compose
 from iris.config import Experiment
 from iris.errors import UserError, nearest
 from iris.plan import SHARE
@@ -139,7 +140,7 @@ def _search(name: str, content: Mapping[str, Any], overrides: Sequence[str], whe
     base = [*_overrides(content.get("base"), f"{where}: base"), *overrides]
     return Search(
         name,
-        tuple({of_text(o).key: o for o in base}.values()),  # the last of each key
+        tuple({of_text(o).key: compose.absolute(o) for o in base}.values()),  # the last of each key
         read_space(content.get("space"), f"{where}: space"),
         rungs=tuple(tuple(_overrides(rung, f"{where}: rungs")) for rung in rungs),
         **values,

@@ -9,17 +9,17 @@ import copy
 import functools
 import gc
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from iris import compose, plan
+from iris import compose, plan, validate
 from iris.config import Config, identity, parse_size
 from iris.errors import UserError
-from iris.method.registry import needs
+from iris.method import registry
 from iris.plan import Chain
 from sweeps.study.declare import Point
 
@@ -41,12 +41,13 @@ class Planned:
 
 def facts(config: Config) -> dict[str, Any]:
     """What the record of a study says of an experiment beside its overrides, for tables to be arranged by."""
+    method = registry.find(config.method.name, config.method.function, config.method.needs)
     return {
         "method": config.method.name,
         "model": config.model.name,
         "data": config.data.name,
         "size": parse_size(config.data.size),
-        "schedule": config.schedule.name if needs(config.method.name).alpha else None,
+        "schedule": config.schedule.name if method.needs.alpha else None,
         "seed": config.seed,
         "iterations": config.iterations,
         "tasks": list(config.evaluate.tasks),
@@ -107,19 +108,18 @@ def _listed(errors: Sequence[tuple[str, str]], total: int) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What some overrides compose: nodes that convert further values, their keys, and the sections as dataclasses."""
+    """What some overrides compose: the keys, the sections as dataclasses and what is wrong with them."""
 
-    nodes: DictConfig
     keys: frozenset[str]
     sections: dict[str, Any]
+    mistakes: list[str]
     interpolates: bool
 
 
 class Composer:
-    """What `compose.load` does for one experiment, for many: each part of it once."""
+    """`compose.load` for many experiments: each part is composed, converted and checked once."""
 
     def __init__(self) -> None:
-        self._groups = compose.groups()
         self._parse = _once(compose.parse)
         self._piece = _once(self._compose_piece)
         self._section = _once(self._changed_section)
@@ -128,83 +128,109 @@ class Composer:
         self._seen: set[Hashable] = set()
 
     def config(self, overrides: Sequence[str]) -> Config:
-        """The checked configuration of a list of overrides. Raises UserError."""
+        """Return the checked configuration of a list of overrides. Raises one UserError for all mistakes."""
         overrides = compose.normalize(overrides)
         seeds = [o for o in overrides if _SEED.fullmatch(o)]  # mostly all that is new in a point
-        sections = self._rest(tuple(o for o in overrides if o not in seeds))
-        if sections is None:
+        found = self._rest(tuple(o for o in overrides if o not in seeds))
+        if found is None:
             return compose.load(overrides)
+        sections, mistakes = found
         last = [("seed", int(o.removeprefix("seed="))) for o in seeds[-1:]]
-        return self._check(Config(**sections | dict(last)))
+        return self._check(Config(**sections | dict(last)), mistakes)
 
-    def _sections(self, overrides: Sequence[str]) -> dict[str, Any] | None:
-        """The sections of a configuration without its seed; None where only Hydra can tell what the overrides mean."""
-        if any(_key(o) == "seed" for o in overrides):  # another way of writing it, such as ++seed=1
+    def _sections(self, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]] | None:
+        """Return the sections of a configuration without its seed, and mistakes; None where Hydra has to compose all.
+
+        Hydra has to where overrides refer to others, set the seed in another way (++seed=1) or change Hydra itself.
+        """
+        search = tuple(o for o in overrides if _key(o) == "hydra.searchpath")
+        if any(_key(o) == "seed" or (_key(o).startswith("hydra") and o not in search) for o in overrides):
             return None
-        structural = self._structural([self._parse(o) for o in overrides])
+        structural = self._structural([self._parse(o) for o in overrides], compose.groups(compose.search_path(search)))
         sections: dict[str, Any] = {}
+        mistakes: list[str] = []
         for name in ("", *_ALONE):
-            mine = [o for o in overrides if _owner(o) == name]
+            mine = [o for o in overrides if _owner(o) == name and o not in search]
             shape = tuple(o for o in mine if o in structural)
-            piece = self._piece(name, shape)
+            piece = self._piece(name, shape, search)
             if piece.interpolates or "${" in "".join(overrides):
                 return None
             values: dict[str, list[str]] = {}
             for override in mine:
                 if override not in structural:
                     values.setdefault(_key(override).split(".")[0], []).append(override)
-            sections |= piece.sections | {s: self._section(name, shape, s, tuple(v)) for s, v in values.items()}
-        return sections
+            sections |= piece.sections
+            replaced = tuple(_key(o) for given in values.values() for o in given)
+            mistakes += [m for m in piece.mistakes if not m.startswith(replaced)]
+            for section, given in values.items():
+                changed, found = self._section(name, shape, search, section, tuple(given))
+                mistakes += found
+                if section in piece.sections:
+                    sections[section] = changed
+        return sections, mistakes
 
-    def _structural(self, parsed: Sequence[Override]) -> set[str]:
-        """What Hydra itself must compose: group options, what adds, deletes or merges keys, and values of such keys."""
+    def _structural(self, parsed: Sequence[Override], groups: Collection[str]) -> set[str]:
+        """Return the overrides that Hydra must compose: options of groups, changes of keys, and values of such keys."""
         shaping = [o for o in parsed if not _is_plain(o)]
         keys = [o.key_or_group for o in shaping]
         values = [o for o in parsed if any(_related(o.key_or_group, key) for key in keys)]
-        chosen = [o for o in parsed if o.key_or_group in self._groups or o.key_or_group == "method.name"]
+        chosen = [o for o in parsed if o.key_or_group in (*groups, "method.name", "method.function")]
         return {str(o.input_line) for o in [*shaping, *values, *chosen]}
 
-    def _check(self, config: Config) -> Config:
-        """`compose.check`, skipped where nothing but the seed is new and both were seen before."""
+    def _check(self, config: Config, mistakes: Sequence[str]) -> Config:
+        """Run `compose.check`, except where nothing but the seed is new and both were seen before."""
         values = [getattr(config, f.name) for f in fields(Config) if f.name != "seed"]
         looked = {config.seed, tuple(v if isinstance(v, int | str) else id(v) for v in values)}
-        if not looked <= self._seen:
-            compose.check(config)
+        if mistakes or not looked <= self._seen:
+            _, of_seed = validate.read_at(Config, "seed", config.seed)
+            compose.check(config, [*mistakes, *of_seed])
             self._seen |= looked
         return config
 
-    def _compose_piece(self, name: str, shape: tuple[str, ...]) -> _Piece:
-        composed = self._option(name, shape) or compose.compose_named(shape)
+    def _compose_piece(self, name: str, shape: tuple[str, ...], search: tuple[str, ...]) -> _Piece:
+        composed, wrong_keys = self._option(name, shape, search), list[str]()
+        if composed is None:
+            composed, wrong_keys = compose.compose_named([*search, *shape])
+        with compose.explained():
+            content: Any = OmegaConf.to_container(OmegaConf.merge(compose.defaults(), composed), resolve=True)
         if name == "method":
-            compose.check_method_named(composed)
-        with compose.explained():
-            nodes = compose.typed(composed)
-            names = [name] if name else [f.name for f in fields(Config) if f.name not in _ALONE]
-            sections = {n: OmegaConf.to_object(nodes[n]) if OmegaConf.is_config(nodes[n]) else nodes[n] for n in names}
-        return _Piece(nodes, frozenset(compose.keys(nodes)), sections, "${" in str(composed))
+            compose.name_method(content["method"])
+        config, mistakes = validate.read(Config, content)
+        names = [name] if name else [f.name for f in fields(Config) if f.name not in _ALONE]
+        mistakes = [m for m in mistakes if re.split(r"[ .=:]", m)[0] in names]
+        sections = {n: getattr(config, n) for n in names}
+        keys = frozenset(compose.nested_keys(content))
+        return _Piece(keys, sections, [*wrong_keys, *mistakes], "${" in str(composed))
 
-    def _option(self, name: str, shape: tuple[str, ...]) -> DictConfig | None:
-        """What an option's file says of the section it stands for, where that is all it does: Hydra takes 0.2 s."""
+    def _option(self, name: str, shape: tuple[str, ...], search: tuple[str, ...]) -> DictConfig | None:
+        """Return an option's file as the section it stands for, where it is no more than that: Hydra takes 0.2 s."""
         group, _, option = shape[0].lstrip("+").partition("=") if len(shape) == 1 else ("", "", "")
-        if not name or group != name or option not in self._groups[name]:
+        options = compose.options(name, compose.search_path(search)) if name and group == name else {}
+        if option not in options:
             return None
-        file = compose.conf_dir() / name / f"{option}.yaml"
-        content = OmegaConf.load(file)
-        return None if "@package" in file.read_text() or "defaults" in content else OmegaConf.create({name: content})
+        text = options[option].read_text()
+        content = OmegaConf.create(text)
+        return None if "@package" in text or "defaults" in content else OmegaConf.create({name: content})
 
-    def _changed_section(self, name: str, shape: tuple[str, ...], section: str, values: tuple[str, ...]) -> Any:
-        changed = self._piece(name, shape).sections.get(section)
+    def _changed_section(
+        self, name: str, shape: tuple[str, ...], search: tuple[str, ...], section: str, values: tuple[str, ...]
+    ) -> tuple[Any, list[str]]:
+        changed, mistakes = self._piece(name, shape, search).sections.get(section), list[str]()
         for override in values:
-            changed = _with(changed, _key(override).split(".")[1:], self._value(name, shape, override))
-        return changed
+            value, wrong = self._value(name, shape, search, override)
+            mistakes += wrong
+            if not wrong:
+                changed = _with(changed, _key(override).split(".")[1:], value)
+        return changed, mistakes
 
-    def _convert(self, name: str, shape: tuple[str, ...], override: str) -> Any:
-        piece, parsed = self._piece(name, shape), self._parse(override)
-        compose.check_keys([parsed], piece.keys, self._groups)
-        with compose.explained():
-            OmegaConf.update(piece.nodes, parsed.key_or_group, parsed.value(), merge=True)
-            node = OmegaConf.select(piece.nodes, parsed.key_or_group)
-            return OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
+    def _convert(
+        self, name: str, shape: tuple[str, ...], search: tuple[str, ...], override: str
+    ) -> tuple[Any, list[str]]:
+        piece, parsed = self._piece(name, shape, search), self._parse(override)
+        groups = compose.groups(compose.search_path(search))
+        if not compose.is_known(parsed, piece.keys, groups):
+            return None, [compose.no_such_key(parsed.key_or_group, piece.keys, groups)]
+        return validate.read_at(Config, parsed.key_or_group, parsed.value())
 
 
 def _is_plain(override: Override) -> bool:

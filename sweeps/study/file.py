@@ -26,7 +26,8 @@ def load_study(name_or_path: str, changes: Sequence[str] = ()) -> Study:
     check_conditions(study)
     given = [_values(change) for change in changes]
     _check_given(given)
-    return _changed(study, given)
+    changed = _changed(study, given)
+    return replace(changed, base=[of_text(compose.absolute(s.text)) for s in changed.base])
 
 
 # --- sections

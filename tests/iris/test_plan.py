@@ -16,7 +16,7 @@ import pytest
 from iris import compose, fingerprint, plan
 from iris.config import Config, Execution, identity
 from iris.errors import UserError
-from iris.method.registry import METHODS, needs
+from iris.method.registry import METHODS, find
 from iris.plan import Chain, Stage
 
 Keys = dict[str, str]
@@ -117,7 +117,7 @@ def test_methods_share_what_does_not_depend_on_them(keys: Callable[..., Keys], m
     assert {name for name in own if own[name] == iris.get(name)} == (
         set(own) if method == "iris" else set(own) & SHARED
     )
-    assert ("generate0" in own, "score0-y" in own) == (needs(method).synthetic, needs(method).players > 0)
+    assert ("generate0" in own, "score0-y" in own) == (METHODS[method].synthetic, METHODS[method].players > 0)
 
 
 def test_schedules_share_up_to_where_they_differ(keys: Callable[..., Keys]) -> None:
@@ -167,7 +167,7 @@ def test_each_part_of_the_identity_changes_what_it_determines(keys: Callable[...
     everything, trained = set(own), set(own) - SHARED
     evaluations = {name for name in everything if name.startswith("evaluate")}
     sampled = {name for name in everything if name.startswith(("generate", "score"))}
-    synthetic = needs(method).synthetic
+    synthetic = METHODS[method].synthetic
     for key, value, expected in [
         ("train.learning_rate", 0.5, trained),
         ("train.optimizer", "rmsprop", trained),
@@ -188,10 +188,10 @@ def test_each_part_of_the_identity_changes_what_it_determines(keys: Callable[...
         assert changed(own, keys(method, {key: value})) == expected & everything, key
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].parameters])
+@pytest.mark.parametrize("method", [m for m in METHODS if find(m).parameters])
 def test_a_parameter_of_a_method_changes_what_it_trains(keys: Callable[..., Keys], method: str) -> None:
     own = keys(method)
-    for parameter in set(METHODS[method].parameters) - {"beta"}:
+    for parameter in set(find(method).parameters) - {"beta"}:
         assert changed(own, keys(method, {f"method.loss.{parameter}": 0.7})) == set(own) - SHARED
 
 
@@ -205,6 +205,7 @@ def test_every_leaf_of_the_identity_reaches_a_key(tiny: Tiny, tmp_path: Path) ->
     # Places, whose content enters a key instead; the names of what is resolved to values; choices of other tests.
     elsewhere = {"model.path", "model.revision", "model.gguf_file", "data.path", "data.revision", "evaluate.include"}
     elsewhere |= {"schedule.name", "schedule.levels", "method.name", "model.source", "data.source"}
+    elsewhere |= {"schedule.function", "method.function", "method.needs"}
     for path, value in leaves(identity(config)):
         if path not in elsewhere:
             other = copy.deepcopy(config)

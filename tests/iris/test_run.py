@@ -75,8 +75,8 @@ def test_the_resolved_configuration_is_printed(order: list[str], capsys: pytest.
 
 
 ERRORS = {
-    "": "No method given. Add one of: +method=sft +method=spin",
-    "+method=irs": "method=irs: choose one of iris, sft, space, spif, spin, t_spin, tpaw. Did you mean 'iris'?",
+    "": f"No method given. Add one of: {' '.join(f'+method={m}' for m in METHODS)}",
+    "+method=irs": f"method=irs: choose one of {', '.join(sorted(METHODS))}. Did you mean 'iris'?",
     "--cfg job +method=irs": "method=irs: choose one of",
     "--multirun +method=irs,spin": "irs",
     "--multirun seed=0,1": "No method given",

@@ -4,6 +4,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from iris.execution.progress import Line, Progress
 from iris.execution.runner import Context
 from iris.execution.world import World
 from iris.method import objectives
-from iris.method.registry import METHODS, needs
+from iris.method.registry import METHODS, find
 from iris.model import head
 from iris.model.logprobs import Policy
 from iris.store import Store
@@ -57,7 +58,7 @@ def model() -> LlamaForCausalLM:
 
 def data(method: str) -> TrainingSet:
     random = np.random.default_rng(1)
-    needed = needs(method)
+    needed = METHODS[method]
     responses = 1 + 2 * needed.synthetic + needed.proto
 
     def tokens(low: int, high: int) -> list[int]:
@@ -77,8 +78,8 @@ def run(method: str, folder: Path, world: World | None = None, **execution: Any)
     for name, value in execution.items():
         setattr(settings, name, value)
     context = Context(Store(folder), settings, Progress(quiet=True), world or World(), folder)
-    alpha = (lambda step: 0.5 + 0.1 * step) if needs(method).alpha else None
-    return Run(model(), data(method), Objective(method, LOSS.get(method, {}), alpha), SETTINGS, context, folder)
+    alpha = (lambda step: 0.5 + 0.1 * step) if METHODS[method].alpha else None
+    return Run(model(), data(method), Objective(find(method), LOSS.get(method, {}), alpha), SETTINGS, context, folder)
 
 
 def gradient(method: str, folder: Path, world: World | None = None, **execution: Any) -> tuple[float, torch.Tensor]:
@@ -92,7 +93,7 @@ def gradient(method: str, folder: Path, world: World | None = None, **execution:
 
 def direct(method: str) -> tuple[float, torch.Tensor]:
     """The loss of the whole batch as one expression, response by response, without packing or parts."""
-    policy, training, needed = model(), data(method), needs(method)
+    policy, training, needed = model(), data(method), METHODS[method]
     indices = batching.global_batch(0, SAMPLES, BATCH, 3)
 
     def logp(i: int, r: int) -> torch.Tensor:
@@ -262,3 +263,11 @@ def test_the_learning_rate_warms_up_and_decays(tmp_path: Path, monkeypatch: pyte
     assert rates.index(max(rates)) in (peak - 1, peak)
     assert all(a > b > 0 for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
     assert rates[-1] < 1e-3 * 2 / (made.steps - peak)
+
+
+def test_a_coupled_loss_needs_no_weights_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = gradient("iris", tmp_path / "fused")
+    monkeypatch.setitem(METHODS, "iris", replace(METHODS["iris"], tilts=None))
+    loss, found = gradient("iris", tmp_path / "two")
+    assert loss == pytest.approx(expected[0], rel=1e-6)
+    assert torch.allclose(found, expected[1], rtol=1e-4, atol=1e-7)

@@ -145,7 +145,7 @@ def test_all_bad_points_are_listed() -> None:
     good = [["method=iris", f"seed={n}"] for n in range(5)]
     message = bad(*good, ["method=iris", "seed=-1"], ["method=irs"]).splitlines()
     assert message[0] == "2 of 7 experiments cannot run:"
-    assert message[1].startswith("  p5: seed=-1: expected a number")
+    assert message[1].startswith("  p5: seed=-1: expected a whole number")
     assert message[2].startswith("  p6: method=irs: choose one of")
     many = bad(*([f"method=irs{n}"] for n in range(50))).splitlines()
     assert len(many) == 22
