@@ -242,7 +242,8 @@ class _Builder:
         identity = self._training(self.experiment.train, t) | {"seed": self.experiment.seed}
         identity |= {"method": method.name, "samples": method.samples, "needs": needed.declared()}
         identity["source"] = self.known.once(("source", self.method.reference), lambda: self.method.source)
-        identity["loss"] = {k: at_iteration(v, t) for k, v in method.loss.items()} | (needed.first if t == 0 else {})
+        given = {k: at_iteration(v, t) for k, v in method.loss.items()}
+        identity["loss"] = self.method.signature.defaults | given | (needed.first if t == 0 else {})
         if needed.alpha:
             identity["alpha"] = alpha(self.experiment, t)
         return identity
@@ -301,7 +302,11 @@ def alpha(experiment: Experiment, t: int) -> dict[str, Any]:
     by_step = schedule.needs_position and declared.per == "step"
     if not schedule.needs_gap and not by_step:
         return {"value": schedule.alpha(declared.params, schedules.position(t, iterations))}
-    found = {"schedule": declared.name, "source": schedule.source, "params": dict(declared.params)}
+    found = {
+        "schedule": declared.name,
+        "source": schedule.source,
+        "params": schedule.signature.defaults | declared.params,
+    }
     return found | ({"span": [t, iterations], "per": declared.per} if schedule.needs_position else {})
 
 

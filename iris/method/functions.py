@@ -20,10 +20,11 @@ _Found = dict[tuple[str, str], Any]  # (module, name) → the normalised stateme
 
 @dataclass(frozen=True)
 class Signature:
-    """What a function takes: positional arguments, and parameters by name with whether they have no default."""
+    """What a function takes: positional arguments, parameters with whether they have no default, and the defaults."""
 
     positional: tuple[str, ...]
     parameters: dict[str, bool]
+    defaults: dict[str, float]
 
 
 def imported(reference: str, key: str) -> Any:
@@ -51,8 +52,13 @@ def signature(reference: str, key: str) -> Signature:
     if arguments.vararg or arguments.kwarg:
         raise UserError(f"{key}={reference}: '{name}' takes *args or **kwargs. Write its parameters out after a '*'.")
     positional = tuple(a.arg for a in [*arguments.posonlyargs, *arguments.args])
-    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    return Signature(positional, {a.arg: default is None for a, default in named})
+    named = {a.arg: default for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
+    numbers = {k: float(d.value) for k, d in named.items() if isinstance(d, ast.Constant) and _is_number(d.value)}
+    return Signature(positional, {name: default is None for name, default in named.items()}, numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def digest(*references: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from iris.errors import UserError, first_line, nearest
 from iris.method import functions
+from iris.method.functions import Signature
 
 
 def constant(*, alpha: float) -> float:
@@ -69,21 +70,20 @@ _RULES: dict[str, list[tuple[Callable[..., bool], str]]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule's function: `reference` is its package.module:name, `reads` holds `position`, `gap`, both or none."""
+    """A schedule's function, package.module:name, that takes `position`, `gap`, both or none, and its parameters."""
 
     reference: str
-    reads: tuple[str, ...]
-    parameters: dict[str, bool]
+    signature: Signature
 
     @property
     def needs_gap(self) -> bool:
         """Whether α follows from the gap of the iteration, which scoring measures."""
-        return "gap" in self.reads
+        return "gap" in self.signature.positional
 
     @property
     def needs_position(self) -> bool:
         """Whether α follows from the place in the run."""
-        return "position" in self.reads
+        return "position" in self.signature.positional
 
     @property
     def source(self) -> str:
@@ -100,7 +100,7 @@ class Schedule:
         given = {"position": position, "gap": gap}
         function = functions.imported(self.reference, "schedule.function")
         try:
-            return float(function(*(given[name] for name in self.reads), **params))
+            return float(function(*(given[name] for name in self.signature.positional), **params))
         except (ArithmeticError, TypeError, ValueError) as error:
             raise UserError(f"schedule {self.reference} at position {position:g}: {first_line(error)}.") from error
 
@@ -121,7 +121,7 @@ def find(name: str, function: str | None = None) -> Schedule:
             f"schedule.function={reference}: it takes ({', '.join(signature.positional)}); a schedule takes position, "
             "gap, both or neither, and its parameters after a '*'."
         )
-    return Schedule(reference, signature.positional, signature.parameters)
+    return Schedule(reference, signature)
 
 
 def position(iteration: int, iterations: int, step: int = 0, steps: int = 1) -> float:
@@ -158,7 +158,7 @@ def mistakes(
     except UserError as error:
         return [str(error)]
     found = [f"schedule.levels={list(levels)}: only schedule=levels takes levels, not '{name}'."] if levels else []
-    found += _wrong_names(name, params, schedule.parameters)
+    found += _wrong_names(name, params, schedule.signature.parameters)
     found += [
         f"schedule.params.{key}={value}: '{name}' needs a finite number here."
         for key, value in params.items()
