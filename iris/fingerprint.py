@@ -1,5 +1,6 @@
 """What determines the content of something outside the store: a hub repository by its commit, a folder by its bytes."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -121,10 +122,14 @@ def _of_file(path: Path, state: tuple[int, int]) -> str:
     if state[0] < _LARGE:
         return _hash(path)
     # Weights of many gigabytes would cost seconds at every start: their hash is kept until size or time change.
-    kept = _kept() / digest(str(path.absolute()), *map(str, state))
-    if not kept.is_file():
-        write_atomic(kept, _hash(path))
-    return kept.read_text()
+    kept = cache_folder() / "fingerprints" / digest(str(path.absolute()), *map(str, state))
+    try:
+        return kept.read_text()
+    except OSError:
+        found = _hash(path)
+    with contextlib.suppress(OSError):  # a home that may not be written: read again next time
+        write_atomic(kept, found)
+    return found
 
 
 def _hash(path: Path) -> str:
@@ -132,5 +137,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _kept() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iris-selfplay" / "fingerprints"
+def cache_folder() -> Path:
+    """Return the user's folder for what can be computed anew; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iris-selfplay"

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from iris import compose, outdated, plan, table
+from iris import compose, outdated, plan, preflight, table
 from iris.config import Config, identity
 from iris.errors import UserError
 from iris.execution import processes, runner
@@ -82,23 +82,27 @@ def _terminate(*_: Any) -> None:
 
 def run(config: Config, overrides: Sequence[str] = (), *, recompute: bool = False) -> list[table.Line]:
     """Run what is missing of one experiment and print its table; `recompute` also what other code has computed."""
-    experiment, execution = identity(config), config.execution
-    store = Store(config.store)
-    chain = plan.chain(experiment)
-    if "WORLD_SIZE" not in os.environ:
+    execution, started = config.execution, "WORLD_SIZE" in os.environ
+    alone = started or execution.processes == 1
+    runner.configure_threads(execution)  # before torch is imported
+    preflight.check([config], torch=alone, here=alone)
+    store, chain = Store(config.store), plan.chain(identity(config))
+    if not started:
         _compare_code(chain, store, recompute)
     folder = Path(config.output).expanduser().absolute() / chain.name
-    if execution.processes > 1 and "WORLD_SIZE" not in os.environ and runner.missing(chain, store):
+    missing = runner.missing(chain, store)
+    if missing and not alone:
         _prepare(folder, config)
         processes.start(execution.processes, overrides, folder)
         return table.lines(chain, store)
-    runner.configure_threads(execution)
     world = World.join(execution.device)
     if world.main:
         _prepare(folder, config)
         _log_to(folder / "run.log")
     context = runner.Context(store, execution, Progress(quiet=not world.main), world, folder)
-    _preflight(chain, config, context)
+    if missing and world.main:
+        store.prepare()
+    log.info("%d of %d stages are missing", len(missing), len(chain.stages))
     runner.run_chain(chain, context)
     return _report(chain, config, store, folder) if world.main else []
 
@@ -114,23 +118,6 @@ def _compare_code(chain: Chain, store: Store, recompute: bool) -> None:
 def _prepare(folder: Path, config: Config) -> None:
     with storage_errors(Path(config.output).absolute(), "output"):
         write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
-
-
-def _preflight(chain: Chain, config: Config, context: runner.Context) -> None:
-    """What needs heavy imports to check, only when something is going to run."""
-    missing = runner.missing(chain, context.store)
-    if not missing:
-        return
-    if context.world.main:
-        context.store.prepare()
-    from iris.evaluation.catalog import select
-    from iris.execution.device import check_precision, find_device
-    from iris.training import loop
-
-    check_precision(config.train.precision, find_device(config.execution.device))
-    loop.check_trackers(config.execution.tracking)
-    select(config.evaluate.tasks, [Path(f) for f in config.evaluate.include])
-    log.info("%d of %d stages are missing", len(missing), len(chain.stages))
 
 
 def _report(chain: Chain, config: Config, store: Store, folder: Path) -> list[table.Line]:

@@ -167,6 +167,23 @@ def _find(stage: Stage, record: Path) -> Path:
 # --- checks
 
 
+def inspect(stage: Stage) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig] | None:
+    """Check a base model without its weights. Raises UserError as `run` does.
+
+    Returns its tokenizer and configuration, or None for a model that is yet to be downloaded or unpacked.
+    """
+    if stage.identity["source"] == "config":
+        tokenizer = character_tokenizer(stage.identity["alphabet"], stage.identity["words"])
+        return tokenizer, check_architecture(_configuration(stage.identity["architecture"], tokenizer)).config
+    if stage.identity["source"] == "gguf":
+        _packaged(stage.location["package"], stage.identity["file"])
+    if "content" not in stage.identity:
+        return None
+    folder = Path(stage.location["path"])
+    _checked(folder)
+    return read_tokenizer(folder), read_config(folder)
+
+
 def _checked(folder: Path) -> dict[str, Any]:
     config, tokenizer = read_config(folder), read_tokenizer(folder)
     model = check_architecture(config)
@@ -193,6 +210,15 @@ def _embedding_rows(model: PreTrainedModel, folder: Path) -> int:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"} if not index.is_file() else set(json.loads(index.read_text())["weight_map"].values())
+    if index.is_file() and (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{folder} holds two copies of weights, model.safetensors and those that {index.name} names: remove one."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} holds a LoRA adapter (adapter_config.json), which would be loaded into the model on the way. "
+            "Remove it, or merge it first: merge_and_unload().save_pretrained(NEW_FOLDER), then model.path=NEW_FOLDER."
+        )
     missing = sorted(name for name in names if not (folder / name).is_file())
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if missing and pickles and not index.is_file():
