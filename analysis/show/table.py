@@ -58,7 +58,7 @@ class Table:
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"a row of {self.title!r} has not {len(self.columns)} cells")
+            raise ValueError(f"a row of {self.title!r} does not have {len(self.columns)} cells")
 
     @property
     def numeric(self) -> list[bool]:

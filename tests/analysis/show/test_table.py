@@ -36,7 +36,7 @@ def printed(table: Table, width: int) -> list[str]:
 
 
 def test_rows_are_as_long_as_the_head() -> None:
-    with pytest.raises(ValueError, match="'Scores' has not 2 cells"):
+    with pytest.raises(ValueError, match="'Scores' does not have 2 cells"):
         made([Cell("iris")])
 
 
