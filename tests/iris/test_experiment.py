@@ -214,9 +214,9 @@ def test_a_local_model_and_nested_sizes_share_their_shards(
 ) -> None:
     store = tmp_path / "store"
     small, large = (tiny("spin", store, pretrained | {"data.size": size, "iterations": 1}) for size in ("10", "20"))
-    check_rows(run.run(small), ["π0", "t=1"], alpha=False, gap=True)
+    check_rows(run.run(small), ["start", "t=1"], alpha=False, gap=True)
     before = stored(store)
-    check_rows(run.run(large), ["π0", "t=1"], alpha=False, gap=True)
+    check_rows(run.run(large), ["start", "t=1"], alpha=False, gap=True)
     shards = {path.name for path in before if "-0000-" in path.name}
     assert len(shards) == 3, "responses, and scores of both kinds"
     for kind in ("generate", "score"):
