@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from iris.store import Store
 from sweeps.launch.jobs import Job
@@ -53,7 +52,7 @@ def submit(batch: Batch, launcher: Launcher) -> None:
 
         gpus = local.gpus(launcher)
         schedule = local.Schedule(batch.tasks(bool(gpus)), launcher.workers, gpus)
-        local.start(batch.folder, records, schedule, Path(batch.folder.launch.code))
+        local.start(batch.folder, records, schedule)
     else:
         batch.folder.add_jobs(records)
 
@@ -79,6 +78,5 @@ def _to_slurm(batch: Batch, launcher: Slurm) -> None:
     notice, jobs = launcher.signal_seconds, batch.jobs
     calls = [SlurmJob(batch.work(n), job.resources.minutes, notice) for n, job in enumerate(jobs)]
     outside = {stage: job.record.slurm for stage, job in batch.live.items() if job.record.slurm}
-    submission = slurm.Submission(launcher, batch.folder, Path(batch.folder.launch.code))
-    for ids in slurm.submit_jobs(submission, batch.plan.study, jobs, calls, outside):
+    for ids in slurm.submit_jobs(launcher, batch.folder, jobs, calls, outside):
         batch.folder.add_jobs(batch.record(n, id) for n, id in ids.items())

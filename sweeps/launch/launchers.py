@@ -1,53 +1,45 @@
-"""Launchers: where jobs run and what each kind of stage asks for (conf/launcher/*.yaml)."""
+"""Launchers (conf/launcher/*.yaml): where jobs run, and what each kind of stage requests."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iris.errors import UserError, nearest
+from iris.errors import UserError, first_line, nearest
 from iris.plan import VERSIONS
+from iris.validate import build, ranged
 from sweeps.study import presets
 from sweeps.study.presets import check_keys
 
-# What the launcher sets itself, or another key is for.
-_TAKEN = {
+_PLAIN = ("account", "constraint", "gres", "partition", "qos")
+# Options of sbatch that a key of the launcher sets, and those that the launcher sets itself.
+_KEYS = {
     "array": "max_parallel",
-    "comment": "",
     "cpus-per-task": "resources.cpus",
-    "dependency": "",
-    "error": "",
-    "gpus": "resources.gpus",
-    "gpus-per-node": "resources.gpus",
-    "job-name": "",
-    "kill-on-invalid-dep": "",
     "mem": "resources.memory",
     "nodes": "resources.nodes",
-    "no-requeue": "",
-    "ntasks": "resources.gpus",
-    "ntasks-per-node": "resources.gpus",
-    "open-mode": "",
-    "output": "",
-    "requeue": "",
     "signal": "signal_seconds",
     "time": "resources.minutes",
-    "wrap": "",
-} | {name: f"resources.{name}" for name in ("account", "constraint", "gres", "partition", "qos")}
+    **dict.fromkeys(("gpus", "gpus-per-node", "ntasks", "ntasks-per-node"), "resources.gpus"),
+    **{name: f"resources.{name}" for name in _PLAIN},
+}
+_OWN = {"comment", "dependency", "error", "job-name", "kill-on-invalid-dep", "no-requeue", "open-mode", "output"}
+_OWN |= {"requeue", "wrap"}
 
 
 @dataclass
 class Resources:
-    """What one job asks for; `sbatch` holds further options of sbatch."""
+    """What one job requests; `sbatch` holds further options of sbatch."""
 
-    gpus: int = 0  # a node, one process each
-    nodes: int = 1
-    cpus: int | None = None  # a process
-    memory: str | None = None  # a node
-    minutes: int = 1440
+    gpus: int = ranged(0, 0)  # per node, with one process each
+    nodes: int = ranged(1, 1)
+    cpus: int | None = ranged(None, 1)  # per process
+    memory: str | None = None  # per node
+    minutes: int = ranged(1440, 1)
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -57,17 +49,17 @@ class Resources:
 
     @property
     def processes(self) -> int:
-        """Processes on each node."""
+        """Processes per node."""
         return max(1, self.gpus)
 
     def same(self, other: "Resources") -> bool:
-        """Whether stages that ask for these can share a job; whatever its time limit is, it goes on after it."""
+        """Return whether stages with these requests can share a job; time limits may differ."""
         return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "minutes")
 
 
 @dataclass
 class Launcher:
-    """Where jobs run. `resources` hold for every stage, `stages` says what differs for a kind."""
+    """Where jobs run. `stages` maps kinds of stages to what differs from `resources`."""
 
     kind: str = ""
     resources: Resources = field(default_factory=Resources)
@@ -77,12 +69,12 @@ class Launcher:
         self._of: dict[str, Resources] = {}
 
     def of(self, kind: str) -> Resources:
-        """What a stage of a kind asks for."""
+        """Return what a stage of a kind requests. Raises UserError for a wrong value in `stages`."""
         if kind not in self._of:
-            own = OmegaConf.merge(OmegaConf.structured(self.resources), self.stages.get(kind, {}))
-            resources = OmegaConf.to_object(own)
-            assert isinstance(resources, Resources)
-            self._of[kind] = resources
+            own = self.stages.get(kind) or {}
+            changed = vars(build(Resources, own, f"launcher.stages.{kind}"))
+            sbatch = self.resources.sbatch | changed["sbatch"]
+            self._of[kind] = replace(self.resources, **{name: changed[name] for name in own} | {"sbatch": sbatch})
         return self._of[kind]
 
 
@@ -95,7 +87,7 @@ class Inline(Launcher):
 class Local(Launcher):
     """Processes of this machine."""
 
-    workers: int = 2
+    workers: int = ranged(2, 1)
     gpus: list[int] | None = None
 
 
@@ -103,8 +95,8 @@ class Local(Launcher):
 class Slurm(Launcher):
     """A Slurm cluster."""
 
-    max_parallel: int | None = None
-    signal_seconds: int = 180
+    max_parallel: int | None = ranged(None, 1)
+    signal_seconds: int = ranged(180, 1)
     setup: list[str] = field(default_factory=list)
 
 
@@ -112,70 +104,45 @@ _KINDS: dict[str, type[Launcher]] = {"inline": Inline, "local": Local, "slurm": 
 
 
 def load_launcher(name_or_path: str, changes: Sequence[str] = ()) -> Launcher:
-    """A shipped launcher by its name, or the one in a YAML file; `changes` are `key=value`, without `launcher.`.
+    """Return the launcher of a shipped name or a YAML file; `changes` are `key=value`, without `launcher.`.
 
-    Raises UserError with one message.
+    Raises UserError.
     """
-    content = _read(name_or_path)
+    content = _read(name_or_path, changes)
     kind = str(content.get("kind"))
     if kind not in _KINDS:
         raise UserError(
             f"launcher={name_or_path}: kind={kind}: choose one of {', '.join(_KINDS)}.{nearest(kind, _KINDS)}"
         )
-    schema = OmegaConf.structured(_KINDS[kind])
-    check_keys("launcher.", content, list(schema))
-    try:
-        merged = OmegaConf.merge(schema, content)
-        for change in changes:
-            _change(merged, change)
-        launcher = OmegaConf.to_object(merged)
-        assert isinstance(launcher, Launcher)
-        _check(launcher)
-    except OmegaConfBaseException as error:
-        where = f"launcher: {error.full_key}" if error.full_key else "launcher"
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+    launcher = build(_KINDS[kind], content, "launcher")
+    check_keys("launcher.stages.", launcher.stages, VERSIONS)
+    for stage in VERSIONS:
+        _check(launcher, launcher.of(stage))
     return launcher
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, changes: Sequence[str]) -> dict[Any, Any]:
     path = presets.find("launcher", name)
     content = presets.read(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of the keys of a launcher.")
-    return {str(key): value for key, value in content.items()}
+    merged = OmegaConf.create(content)
+    for change in changes:
+        key, sign, text = change.partition("=")
+        if not sign:
+            raise UserError(f"launcher.{change}: write launcher.{change}=VALUE.")
+        try:
+            OmegaConf.update(merged, key, yaml.safe_load(text), merge=True, force_add=True)
+        except yaml.YAMLError as error:
+            raise UserError(f"launcher.{key}={text}: {getattr(error, 'problem', error)}.") from error
+        except OmegaConfBaseException as error:
+            raise UserError(f"launcher.{key}: {first_line(error)}") from error
+    changed = OmegaConf.to_container(merged)
+    assert isinstance(changed, dict)
+    return changed
 
 
-def _change(merged: Any, change: str) -> None:
-    key, sign, text = change.partition("=")
-    if not sign:
-        raise UserError(f"launcher.{change}: write launcher.{change}=VALUE.")
-    *parents, name = key.split(".")
-    if not parents or parents == ["resources"]:
-        check_keys(".".join(["launcher", *parents, ""]), [name], list(merged[parents[0]] if parents else merged))
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"launcher.{key}={text}: {getattr(error, 'problem', error)}.") from error
-    OmegaConf.update(merged, key, value, merge=True, force_add=True)
-
-
-def _check(launcher: Launcher) -> None:
-    for name in ("workers", "max_parallel", "signal_seconds"):
-        value = getattr(launcher, name, None)
-        if value is not None and value < 1:
-            raise UserError(f"launcher.{name}={value}: expected at least 1.")
-    check_keys("launcher.stages.", launcher.stages, VERSIONS)
-    for stage, own in launcher.stages.items():
-        check_keys(f"launcher.stages.{stage}.", own or {}, [f.name for f in fields(Resources)])
-    for stage in VERSIONS:
-        _check_resources(launcher, launcher.of(stage))
-
-
-def _check_resources(launcher: Launcher, resources: Resources) -> None:
-    for name, least in {"gpus": 0, "nodes": 1, "cpus": 1, "minutes": 1}.items():
-        value = getattr(resources, name)
-        if value is not None and value < least:
-            raise UserError(f"launcher.resources.{name}={value}: expected at least {least}.")
+def _check(launcher: Launcher, resources: Resources) -> None:
     if isinstance(launcher, Local) and resources.nodes > 1:
         raise UserError("launcher.resources.nodes: launcher=local has one node; use launcher=slurm.")
     if isinstance(launcher, Slurm) and launcher.signal_seconds >= 60 * resources.minutes:
@@ -183,14 +150,14 @@ def _check_resources(launcher: Launcher, resources: Resources) -> None:
             f"launcher.signal_seconds={launcher.signal_seconds}: not below the time limit of a job, "
             f"launcher.resources.minutes={resources.minutes}."
         )
-    texts = vars(resources) | resources.sbatch
-    for name, value in texts.items():
+    for name, value in (vars(resources) | resources.sbatch).items():
         if isinstance(value, str) and len(value.splitlines()) > 1:  # it would become lines of a shell script
             raise UserError(f"launcher.resources.{name}: expected one line.")
     for option in resources.sbatch:
         name = str(option).replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z-]+", name):
             raise UserError(f"launcher.resources.sbatch.{option}: expected the long name of an option of sbatch.")
-        if name in _TAKEN:
-            instead = f": set launcher.{_TAKEN[name]} instead" if _TAKEN[name] else ", which the launcher needs itself"
-            raise UserError(f"launcher.resources.sbatch.{option}: sets --{name}{instead}.")
+        if name in _KEYS:
+            raise UserError(f"launcher.resources.sbatch.{option}: sets --{name}: set launcher.{_KEYS[name]} instead.")
+        if name in _OWN:
+            raise UserError(f"launcher.resources.sbatch.{option}: sets --{name}, which the launcher needs itself.")

@@ -71,16 +71,16 @@ def _run_here(folder: Folder, work: Work, progress: Progress) -> None:
         progress.say(f"failed: {last.stage if last else work.number}: {last.error if last else ''}")
 
 
-def start(folder: Folder, jobs: Iterable[JobRecord], schedule: Schedule, code: Path) -> None:
+def start(folder: Folder, jobs: Iterable[JobRecord], schedule: Schedule) -> None:
     """Record the jobs of a launch and start their scheduler as a process that outlives this one."""
     write_atomic(folder.path / "schedule.pkl", pickle.dumps(schedule))
     with folder.lock("launcher").acquire():  # until the scheduler holds its own
         folder.add_jobs(jobs)
-        _start(folder, code)
+        _start(folder)
 
 
-def _start(folder: Folder, code: Path) -> None:
-    environment = os.environ | snapshot.environment(code, os.environ.get("PYTHONPATH"))
+def _start(folder: Folder) -> None:
+    environment = os.environ | snapshot.environment(folder.launch.code, os.environ.get("PYTHONPATH"))
     with (folder.logs / "scheduler.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "sweeps.launch.local", str(folder.path)],

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ _TRIES = 5  # to requeue …
 _PAUSE = 10.0  # … seconds apart: its controller may be restarting
 _STARTING = 60.0  # seconds in which a run may set up the folder for its checkpoints
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_FRUITLESS = 2  # runs in a row that finish nothing before their time limit, after which a job fails
+_FRUITLESS = 2  # such runs, after which a job fails
 
 
+@dataclass
 class SlurmJob:
     """A job's work as a callable for submitit.
 
@@ -34,12 +36,14 @@ class SlurmJob:
     a stage that has not stopped after three quarters of that time starts again in the next run.
     """
 
-    def __init__(self, work: Work, minutes: int, notice: int, fruitless: int = 0) -> None:
-        self.work, self.minutes, self.notice, self.fruitless = work, minutes, notice, fruitless
+    work: Work
+    minutes: int  # the time limit of a run
+    notice: int
+    fruitless: int = 0  # runs in a row until now that finished nothing before their time limit
 
     def checkpoint(self) -> DelayedSubmission:
         """Return the callable of the next run."""
-        return DelayedSubmission(SlurmJob(self.work, self.minutes, self.notice, self.fruitless))
+        return DelayedSubmission(self)
 
     def __call__(self) -> None:
         log_to_stderr()

@@ -31,9 +31,9 @@ def take(store: Store) -> Path:
         return folder
 
 
-def environment(code: Path, python_path: str | None) -> dict[str, str]:
+def environment(code: str, python_path: str | None) -> dict[str, str]:
     """Return variables that make Python import the copy, whatever is in the working folder."""
-    return {"PYTHONPATH": f"{code}:{python_path}" if python_path else str(code), "PYTHONSAFEPATH": "1"}
+    return {"PYTHONPATH": f"{code}:{python_path}" if python_path else code, "PYTHONSAFEPATH": "1"}
 
 
 def _files() -> Iterator[tuple[str, Path]]:
