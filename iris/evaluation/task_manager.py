@@ -71,7 +71,7 @@ class _Factory(TaskFactory):  # type: ignore[misc]
             config: dict[str, Any] = super()._load_full_config(entry, overrides)
         except Exception as error:  # the task's own Python code runs here
             raise UserError(
-                f"The evaluation task '{entry.name}' cannot be read from {entry.yaml_path}: {_told(error)}"
+                f"The evaluation task '{entry.name}' cannot be read from {entry.yaml_path}: {_cause(error)}"
             ) from error
         members = config.get("task")
         for part in [config, *(members if isinstance(members, list) else [])]:
@@ -137,11 +137,11 @@ def _check_metrics(name: str, config: Mapping[str, Any]) -> None:
 def _failure(name: str, config: Mapping[str, Any], error: Exception) -> str:
     path = config.get("dataset_path")
     if isinstance(error, OSError) and path not in LOCAL_FORMATS:
-        return no_data(name, config, _told(error))
-    return f"The evaluation task '{name}' cannot be built from its data set '{path}': {_told(error)}"
+        return no_data(name, config, _cause(error))
+    return f"The evaluation task '{name}' cannot be built from its data set '{path}': {_cause(error)}"
 
 
-def _told(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}".strip().splitlines()[0]

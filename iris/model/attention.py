@@ -44,6 +44,7 @@ def _refuse(window: Any, dropout: float, extras: Mapping[str, Any]) -> None:
     """Raise UserError for what the attention is asked to do beyond scaled dot products in a causal window."""
     unsupported = [name for name in _EXTRAS if extras.get(name) is not None] + ["dropout"] * (dropout > 0)
     unsupported += ["masks of its own"] * (window is not None and not isinstance(window, int))
+    unsupported += ["a sliding window without a mask"] * (window is None and bool(extras.get("sliding_window")))
     if unsupported:
         raise UserError(f"The model's attention uses {', '.join(unsupported)}, which is not reproduced here.")
 

@@ -288,7 +288,7 @@ def test_extreme_logits_stay_finite() -> None:
     assert hidden.grad is not None and hidden.grad.isfinite().all()
 
 
-def test_greedy_responses_are_told() -> None:
+def test_greedy_responses_are_marked() -> None:
     model = tiny()
     with torch.no_grad():
         best = int(model(torch.tensor([[5, 6]])).logits[0, -1].argmax())
