@@ -23,7 +23,7 @@ Score = Callable[[Sequence[Row]], Tensor]
 
 def packed(base: PreTrainedModel) -> Score:
     """Score with `iris.model.logprobs.Policy`, as the `score` stage does."""
-    policy = Policy(base).eval()
+    policy = Policy(base, torch.bfloat16 if device().type == "cuda" else torch.float32).eval()
 
     def run(batch: Sequence[Row]) -> Tensor:
         result = torch.empty(2, len(batch))
