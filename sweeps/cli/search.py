@@ -48,7 +48,8 @@ _SETTINGS = ("search", "launcher", "workers", "storage")
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return 1 if a worker in this process failed."""
-    parsed = parse(arguments, settings=_SETTINGS, flags={"--report": "", "--help": ""})
+    words = list(arguments)
+    parsed = parse(words, settings=_SETTINGS, flags={"--report": "", "--help": ""})
     if "--help" in parsed.flags:
         print(__doc__)
         return 0
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     from sweeps.search.session import Session
 
     signal.signal(signal.SIGTERM, _terminate)
-    url = _storage(parsed)
+    url = _storage(parsed, words)
     name = parsed.get("search", f"search={' or search='.join(names('search'))}.")
     if "--report" in parsed.flags:
         print("\n".join(_declared(name, parsed.overrides, url).report()))
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     if not session.left():
         print("\n".join(session.report()))
         return 0
-    return start(session, Request(launcher, workers, config, common, _shown(arguments, url)))
+    return start(session, Request(launcher, workers, config, common, words))
 
 
 def _declared(name: str, overrides: Sequence[str], url: str | None) -> "Session":
@@ -88,8 +89,8 @@ def _terminate(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _storage(parsed: Arguments) -> str | None:
-    """Move the address of a database into the environment, because manifests hold the command line; return it."""
+def _storage(parsed: Arguments, arguments: list[str]) -> str | None:
+    """Return the address of a database; hide it in the command line, which manifests and launches record."""
     from sweeps.search.optuna_study import STORAGE, database, shown
 
     given = parsed.settings.get("storage")
@@ -97,14 +98,9 @@ def _storage(parsed: Arguments) -> str | None:
         if "://" not in given:
             raise UserError(f"storage={given}: expected an address such as postgresql://USER@HOST/DATABASE.")
         os.environ[STORAGE] = given
-        sys.argv[:] = [f"storage={shown(given)}" if word == f"storage={given}" else word for word in sys.argv]
+        for words in (arguments, sys.argv):
+            words[:] = [f"storage={shown(given)}" if word == f"storage={given}" else word for word in words]
     return database()
-
-
-def _shown(arguments: Sequence[str], url: str | None) -> list[str]:
-    from sweeps.search.optuna_study import shown
-
-    return [f"storage={shown(url)}" if url and word == f"storage={url}" else word for word in arguments]
 
 
 def _workers(parsed: Arguments, launcher: Launcher) -> int:

@@ -4,9 +4,8 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalStorage
@@ -93,8 +92,7 @@ def _repair(folder: Path, found: "Scan") -> None:
     Progress().say(f"{found.damage}. Repaired; records that are left out are in {DAMAGED}.")
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """The lines of a journal that can be used, those that cannot, and a description of the damage, or ""."""
 
     kept: list[bytes]

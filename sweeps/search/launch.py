@@ -32,8 +32,6 @@ class WorkerJob(Job):
     """A job that runs trials of a search."""
 
     search: str = ""
-    first: int = 0  # the number of the launch's first worker
-    workers: int = 1  # of the launch
 
     @property
     def stage_names(self) -> list[str]:
@@ -41,8 +39,7 @@ class WorkerJob(Job):
         return [f"search/{self.search}"]
 
     def work(self, store: str, launch: str, number: int) -> SearchWork:
-        execution = self.config.execution
-        return SearchWork(store, launch, number, (), execution, self.output, self.search, self.first, self.workers)
+        return SearchWork(store, launch, number, (), self.config.execution, self.output, self.search)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def start(session: Session, request: Request) -> int:
             failed = dispatch.run(batch)
             print("\n".join(session.report()))
             return 1 if failed else 0
-    workers = next(job.workers for job in batch.jobs if isinstance(job, WorkerJob))
+    workers = batch.folder.launch.settings.get("workers", sum(job.kind == "search" for job in batch.jobs))
     print(f"{workers} {launcher.kind} workers of search {name} for {session.left()} trials")
     print(f"logs: {batch.folder.logs}")
     print(follow(search_records.study_name(session.search), session.store))
@@ -113,12 +110,9 @@ def _jobs(session: Session, request: Request) -> list[Job]:
     if missing and isinstance(launcher, Slurm):
         last = missing[-1]
         setup = [Job(last.name, last.kind, tuple(missing), (), (), launcher.of("sft"), (), config, output)]
-    first, resources = len(setup), launcher.of("train")
     count = workers * (1 + _SPARES) if isinstance(launcher, Local) else workers
-    names = [f"worker-{n}" for n in range(count)]
-    needs = tuple(range(first))
-    shared = ("search", (), needs, (), resources, (), config, output, "afterany", search, first, workers)
-    return [*setup, *(WorkerJob(name, *shared) for name in names)]
+    shared = ("search", (), tuple(range(len(setup))), (), launcher.of("train"), (), config, output, "afterany", search)
+    return [*setup, *(WorkerJob(f"worker-{n}", *shared) for n in range(count))]
 
 
 def _live_workers(statuses: JobStatuses, study: str) -> int:

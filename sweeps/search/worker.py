@@ -32,8 +32,6 @@ class SearchWork(Work):
     """Worker `number` of a search; it has no stages of its own."""
 
     search: str = ""
-    first: int = 0  # the number of the launch's first worker
-    workers: int = 1  # of the launch; the others are spares
 
     @property
     def kinds(self) -> set[str]:
@@ -48,9 +46,10 @@ class SearchWork(Work):
 
     def _needed(self) -> bool:
         """Whether this is no spare, or replaces a worker that has failed."""
-        states = [self.folder.state(n) for n in range(self.first, self.number)]
+        workers = self.folder.launch.settings.get("workers")  # of a local launch, which alone has spares
+        states = [self.folder.state(n) for n in range(self.number)]
         failed = sum(state is not None and state.state == FAILED for state in states)
-        return self.number < self.first + self.workers + failed
+        return workers is None or self.number < workers + failed
 
 
 class Worker:
