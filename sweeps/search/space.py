@@ -179,7 +179,7 @@ def _checked(parameter: Parameter, where: str) -> Parameter:
         ):  # high is no whole number of steps above low
             p.distribution()
     except (ValueError, UserWarning) as error:
-        raise UserError(f"{where}: {str(error).strip()}") from error
+        raise UserError(f"{where}: {str(error).partition(' It will')[0].strip()}") from error
     return p
 
 
