@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from iris import compose
+from iris import compose, validate
 from iris.config import Experiment
 from iris.errors import UserError, nearest
 from iris.plan import SHARE
 from iris.store import Store
+from iris.validate import choice, ranged
 from sweeps.search.space import Parameter, read_space
 from sweeps.study import presets
 from sweeps.study.settings import of_text, of_value
@@ -24,22 +25,28 @@ DECLARATION = "search.json"  # in the folder of a search that was started
 _HOW = ("name", "sampler", "pruner", "trials", "retries")  # may change between two starts of one search
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The objective of a search, and how Optuna searches."""
+
+    objective: str = "average"  # or a task, or task:metric,filter
+    direction: str = choice("maximize", "minimize")
+    cost: str | None = field(default=None, metadata={"choices": COSTS})  # a second objective, minimized
+    sampler: dict[str, Any] = field(default_factory=lambda: {"name": "tpe"})
+    pruner: dict[str, Any] = field(default_factory=lambda: {"name": "asha"})
+    share: float = ranged(SHARE, above=0, high=1)  # of the evaluation's documents that rungs are scored on
+    trials: int = ranged(30, 1)  # complete or pruned ones with different parameters
+    retries: int = ranged(2, 0)  # of a trial whose worker died
+
+
 @dataclass(frozen=True)
-class Search:
-    """A space of experiments, the objective, and how Optuna searches."""
+class Search(Settings):
+    """A space of experiments, with the settings of its search."""
 
     name: str
-    base: tuple[str, ...]  # overrides of every trial
-    space: tuple[Parameter, ...]
-    objective: str = "average"  # or a task, or task:metric,filter
-    direction: str = "maximize"  # maximize | minimize
-    cost: str | None = None  # gpu_hours | cpu_hours: a second objective, minimized
-    sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "tpe"})
-    pruner: Mapping[str, Any] = field(default_factory=lambda: {"name": "asha"})
-    rungs: tuple[tuple[str, ...], ...] = ()  # overrides of the experiment at each rung; none: after each iteration
-    share: float = SHARE  # of the evaluation's documents that rungs are scored on
-    trials: int = 30  # complete or pruned ones with different parameters
-    retries: int = 2  # of a trial whose worker died
+    base: list[str]  # overrides of every trial
+    space: list[Parameter]
+    rungs: list[list[str]] = field(default_factory=list)  # overrides at each rung; none: a rung after each iteration
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,17 +62,8 @@ def folder_of(store: Store, search: str) -> Path:
 
 def read(folder: Path) -> Search:
     """Read the declaration in the folder of a search."""
-    return from_json(json.loads((folder / DECLARATION).read_text())["search"])
-
-
-def from_json(content: Mapping[str, Any]) -> Search:
-    """Return the search whose `to_json` was written to a file."""
-    space = tuple(
-        Parameter(**p | {"choices": tuple(p["choices"]), "when": {k: tuple(v) for k, v in p["when"].items()}})
-        for p in content["space"]
-    )
-    rungs = tuple(tuple(rung) for rung in content["rungs"])
-    return Search(**{**content, "base": tuple(content["base"]), "space": space, "rungs": rungs})
+    content = json.loads((folder / DECLARATION).read_text())["search"]
+    return Search(**content | {"space": [Parameter(**parameter) for parameter in content["space"]]})
 
 
 def load_search(name_or_path: str, words: Sequence[str] = ()) -> Search:
@@ -88,7 +86,7 @@ def load_search(name_or_path: str, words: Sequence[str] = ()) -> Search:
             name = text
         elif not _change(content, key, text):
             overrides.append(word)
-    return _checked(_search(name, content, overrides, where), where)
+    return _search(name, content, overrides, where)
 
 
 def _change(content: dict[str, Any], key: str, text: str) -> bool:
@@ -132,19 +130,27 @@ def _change_space(space: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _search(name: str, content: Mapping[str, Any], overrides: Sequence[str], where: str) -> Search:
-    values = {key: value for key, value in content.items() if key not in ("base", "space", "rungs")}
-    values |= {key: _named(values[key], f"{where}: {key}") for key in ("sampler", "pruner") if key in values}
+    if not name or name.startswith(".") or "/" in name:
+        raise UserError(f"name={name}: expected a name that can be a folder's.")
+    own = {key: content[key] for key in content if key not in ("base", "space", "rungs")}
+    own |= {key: _named(own[key], f"{where}: {key}") for key in ("sampler", "pruner") if key in own}
+    settings, mistakes = validate.read(Settings, own)
+    validate.refuse([f"{where}: {mistake}" for mistake in mistakes])
+    if settings.cost and settings.pruner.get("name") != "none":
+        raise UserError(f"{where}: cost: with a second objective no trial can be pruned: set pruner=none.")
     rungs = content.get("rungs") or []
     if not isinstance(rungs, list):
         raise UserError(f"{where}: rungs: expected a list with the overrides of each rung.")
-    base = [*_overrides(content.get("base"), f"{where}: base"), *overrides]
-    return Search(
-        name,
-        tuple({of_text(o).key: compose.absolute(o) for o in base}.values()),  # the last of each key
-        read_space(content.get("space"), f"{where}: space"),
-        rungs=tuple(tuple(_overrides(rung, f"{where}: rungs")) for rung in rungs),
-        **values,
-    )
+    rungs = [_overrides(rung, f"{where}: rungs") for rung in rungs]
+    base = {
+        of_text(o).key: compose.absolute(o) for o in (*_overrides(content.get("base"), f"{where}: base"), *overrides)
+    }
+    space = read_space(content.get("space"), f"{where}: space")
+    for key in sorted(base.keys() & {parameter.key for parameter in space}):
+        raise UserError(
+            f"{where}: {key} is in the space and set for every trial: remove one, as with space.{key}=null."
+        )
+    return Search(name, list(base.values()), space, rungs, **vars(settings))
 
 
 def _named(value: Any, where: str) -> dict[str, Any]:
@@ -162,35 +168,6 @@ def _overrides(content: Any, where: str) -> list[str]:
     if content is None or (isinstance(content, list) and all(isinstance(o, str) and "=" in o for o in content)):
         return content or []
     raise UserError(f"{where}: expected a mapping, or a list of key=value.")
-
-
-def _checked(search: Search, where: str) -> Search:
-    s = search
-    if not s.name or s.name.startswith(".") or "/" in s.name:
-        raise UserError(f"name={s.name}: expected a name that can be a folder's.")
-    if s.direction not in ("maximize", "minimize"):
-        raise UserError(f"{where}: direction: {s.direction}: choose maximize or minimize.")
-    if s.cost is not None and s.cost not in COSTS:
-        raise UserError(
-            f"{where}: cost: {s.cost}: choose one of {', '.join(COSTS)}, or null.{nearest(str(s.cost), COSTS)}"
-        )
-    if s.cost is not None and s.pruner.get("name") != "none":
-        raise UserError(f"{where}: cost: with a second objective no trial can be pruned: set pruner=none.")
-    for key, least in (("trials", 1), ("retries", 0)):
-        value = getattr(s, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UserError(f"{where}: {key}: {value}: expected a whole number of at least {least}.")
-    if isinstance(s.share, bool) or not isinstance(s.share, int | float) or not 0 < s.share <= 1:
-        raise UserError(f"{where}: share: {s.share}: expected a share above 0 and at most 1, such as 0.15.")
-    if not isinstance(s.objective, str):
-        raise UserError(f"{where}: objective: {s.objective}: expected average, a task or task:metric,filter.")
-    fixed = {of_text(override).key for override in s.base} & {parameter.key for parameter in s.space}
-    if fixed:
-        key = sorted(fixed)[0]
-        raise UserError(
-            f"{where}: {key} is in the space and set for every trial: remove one, as with space.{key}=null."
-        )
-    return replace(s, share=float(s.share))
 
 
 def changed(old: Search, new: Search) -> list[str]:

@@ -1,21 +1,19 @@
 """The space of a search: the keys of the configuration that a trial sets, and their values."""
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from iris import validate
 from iris.errors import UserError, nearest
-from sweeps.study.presets import check_keys
+from iris.validate import choice, ranged
 from sweeps.study.settings import of_value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
-KINDS = ("categorical", "float", "int")
-Choice = Any  # str, number, bool, None or a list
 Values = dict[str, Any]  # by key of the configuration; a list where a parameter has a value per iteration
 
 
@@ -24,19 +22,19 @@ class Parameter:
     """A key of the configuration and its values."""
 
     key: str
-    kind: str = "float"  # categorical | float | int
-    choices: tuple[Choice, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    step: float | None = None  # None: continuous (float), 1 (int)
+    type: str = choice("float", "int", "categorical")
+    choices: list[Any] = field(default_factory=list)  # texts, numbers, booleans, None or lists
+    low: float = ranged(0.0)
+    high: float = ranged(0.0)
+    step: float | None = ranged(None)  # None: continuous (float), 1 (int)
     log: bool = False
-    per: str = "run"  # run | iteration: a value per iteration, so that trials share iterations in which they agree
-    when: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)  # values of earlier parameters it depends on
+    per: str = choice("run", "iteration")  # a value per iteration: trials share the iterations in which they agree
+    when: dict[str, Any] = field(default_factory=dict)  # values of earlier parameters that it depends on
 
     @property
     def finite(self) -> bool:
         """Whether it has finitely many values."""
-        return self.kind != "float" or self.step is not None
+        return self.type != "float" or self.step is not None
 
     def active(self, values: Values) -> bool:
         """Whether it is set where others have these values."""
@@ -46,9 +44,9 @@ class Parameter:
         """Return Optuna's distribution of one value. Raises ValueError where the range or the choices are invalid."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        if self.kind == "categorical":
+        if self.type == "categorical":
             return CategoricalDistribution(self._plain_choices())
-        if self.kind == "int":
+        if self.type == "int":
             return IntDistribution(int(self.low), int(self.high), self.log, int(1 if self.step is None else self.step))
         return FloatDistribution(self.low, self.high, self.log, self.step)
 
@@ -62,19 +60,19 @@ class Parameter:
             return self._one(trial, self.key)
         return [self._one(trial, f"{self.key}[{t + 1}]") for t in range(iterations)]
 
-    def _one(self, trial: "BaseTrial", name: str) -> Choice:
-        if self.kind == "categorical":
+    def _one(self, trial: "BaseTrial", name: str) -> Any:
+        if self.type == "categorical":
             known = self._plain_choices()
             return self.choices[known.index(trial.suggest_categorical(name, known))]
-        if self.kind == "int":
+        if self.type == "int":
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         value = trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
         return float(f"{value:.12g}")  # 0.3 and not 0.30000000000000004: one key for one number
 
     def extremes(self, iterations: int) -> list[Any]:
         """Return all choices, or both ends of the range, for a check before anything is spent."""
-        ends: list[Any] = list(self.choices) if self.kind == "categorical" else [self.low, self.high]
-        ends = [int(end) for end in ends] if self.kind == "int" else ends
+        ends: list[Any] = self.choices if self.type == "categorical" else [self.low, self.high]
+        ends = [int(end) for end in ends] if self.type == "int" else ends
         return ends if self.per == "run" else [[end] * iterations for end in ends]
 
 
@@ -106,106 +104,65 @@ def corners(space: Sequence[Parameter], iterations: int) -> Iterator[tuple[Param
             yield chosen, values
 
 
-def _conditions(space: Sequence[Parameter], parameter: Parameter) -> dict[str, tuple[Choice, ...]]:
+def _conditions(space: Sequence[Parameter], parameter: Parameter) -> dict[str, list[Any]]:
     """Return its conditions and those of the parameters in them."""
-    found: dict[str, tuple[Choice, ...]] = {}
+    found: dict[str, list[Any]] = {}
     for earlier in space:
         if earlier.key in parameter.when:
             found |= _conditions(space, earlier)
-    return found | dict(parameter.when)
+    return found | parameter.when
 
 
 # --- reading
 
 
-def read_space(content: Any, where: str) -> tuple[Parameter, ...]:
+def read_space(content: Any, where: str) -> list[Parameter]:
     """Read the parameters of a mapping from keys to {choices} or {low, high, …}. Raises UserError."""
     if not isinstance(content, dict) or not content:
-        raise UserError(
-            f"{where}: expected a mapping from keys of the configuration to their values, with one at least."
-        )
+        raise UserError(f"{where}: expected a mapping from one or more keys of the configuration to their values.")
     space: list[Parameter] = []
     for key, own in content.items():
         space.append(_parameter(str(key), own, f"{where}: {key}", space))
-    return tuple(sorted(space, key=lambda parameter: parameter.key != "iterations"))
-
-
-_NAMES = {"type": "kind"} | {f.name: f.name for f in fields(Parameter) if f.name not in ("key", "kind")}
+    return sorted(space, key=lambda parameter: parameter.key != "iterations")
 
 
 def _parameter(key: str, content: Any, where: str, earlier: Sequence[Parameter]) -> Parameter:
-    if isinstance(content, list):
-        content = {"choices": content}
+    content = {"choices": content} if isinstance(content, list) else content
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected a list of choices, or {{low: …, high: …}}, not {content!r}.")
-    check_keys(f"{where}: ", content, _NAMES)
-    values = {_NAMES[name]: value for name, value in content.items() if value is not None}
-    values.setdefault("kind", "categorical" if "choices" in values else "float")
-    values["when"] = _when(values.get("when", {}), where, earlier)
-    if values["kind"] == "categorical":
-        return _categorical(key, values, where)
-    return _number(key, values, where)
-
-
-def _categorical(key: str, values: dict[str, Any], where: str) -> Parameter:
-    choices = values.get("choices")
-    if not isinstance(choices, list) or set(values) & {"low", "high", "step", "log"}:
+    given = {name: value for name, value in content.items() if value is not None}
+    kind = given.setdefault("type", "categorical" if "choices" in given else "float")
+    parameter, mistakes = validate.read(Parameter, {"key": key} | given)
+    validate.refuse([f"{where}: {mistake}" for mistake in mistakes])
+    assert isinstance(parameter, Parameter)
+    if kind == "categorical" and ("choices" not in given or given.keys() & {"low", "high", "step", "log"}):
         raise UserError(f"{where}: a categorical parameter has a list of choices, and no range.")
-    return _checked(Parameter(key, **{**values, "choices": tuple(choices)}), where)
+    if kind != "categorical" and ("choices" in given or not {"low", "high"} <= given.keys()):
+        raise UserError(f"{where}: a parameter of type {kind} has low and high, and no choices.")
+    _check_range(parameter, where)
+    return replace(parameter, when=_when(parameter.when, where, earlier))
 
 
-def _number(key: str, values: dict[str, Any], where: str) -> Parameter:
-    if "choices" in values or not {"low", "high"} <= values.keys():
-        raise UserError(f"{where}: a parameter of type {values['kind']} has low and high, and no choices.")
-    for name in ("low", "high", "step"):
-        if name in values:
-            values[name] = _finite(values[name], f"{where}: {name}")
-    return _checked(Parameter(key, **values), where)
-
-
-def _checked(parameter: Parameter, where: str) -> Parameter:
-    p = parameter
-    if p.kind not in KINDS:
-        raise UserError(f"{where}: type: {p.kind}: choose one of {', '.join(KINDS)}.{nearest(str(p.kind), KINDS)}")
-    if p.per not in ("run", "iteration"):
-        raise UserError(f"{where}: per: {p.per}: choose run, or iteration for a value per iteration.")
-    if not isinstance(p.log, bool):
-        raise UserError(f"{where}: log: {p.log}: expected true or false.")
-    if p.kind == "int" and any(n is not None and n != int(n) for n in (p.low, p.high, p.step)):
+def _check_range(p: Parameter, where: str) -> None:
+    if p.type == "int" and any(n is not None and n != int(n) for n in (p.low, p.high, p.step)):
         raise UserError(f"{where}: low, high and step of type int are whole numbers.")
     try:
-        with warnings.catch_warnings(
-            category=UserWarning, action="error"
-        ):  # high is no whole number of steps above low
+        with warnings.catch_warnings(category=UserWarning, action="error"):  # high is off the steps from low
             p.distribution()
     except (ValueError, UserWarning) as error:
         raise UserError(f"{where}: {str(error).partition(' It will')[0].strip()}") from error
-    return p
 
 
-def _when(content: Any, where: str, earlier: Sequence[Parameter]) -> dict[str, tuple[Choice, ...]]:
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: when: expected a mapping from other parameters to a value or a list of values.")
-    known = {parameter.key: parameter for parameter in earlier}
-    conditions = {}
-    for key, value in content.items():
-        if key not in known or known[key].kind != "categorical" or known[key].per != "run":
-            named = ", ".join(k for k, p in known.items() if p.kind == "categorical") or "there is none"
+def _when(content: Mapping[str, Any], where: str, earlier: Sequence[Parameter]) -> dict[str, list[Any]]:
+    known = {p.key: p.choices for p in earlier if p.type == "categorical" and p.per == "run"}
+    conditions = {key: value if isinstance(value, list) else [value] for key, value in content.items()}
+    for key, values in conditions.items():
+        if key not in known:
+            named = ", ".join(known) or "there is none"
             raise UserError(f"{where}: when: {key}: expected a parameter with choices that stands before: {named}.")
-        conditions[str(key)] = tuple(value if isinstance(value, list) else [value])
-        for choice in conditions[key]:
-            if choice not in known[key].choices:
-                choices = [str(c) for c in known[key].choices]
-                hint = nearest(str(choice), choices)
-                raise UserError(f"{where}: when: {key}: {choice}: choose one of {', '.join(choices)}.{hint}")
+        for value in values:
+            if value not in known[key]:
+                choices = [str(c) for c in known[key]]
+                hint = nearest(str(value), choices)
+                raise UserError(f"{where}: when: {key}: {value}: choose one of {', '.join(choices)}.{hint}")
     return conditions
-
-
-def _finite(value: Any, where: str) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{where}: {value}: expected a finite number.")
-    return number
