@@ -233,7 +233,7 @@ def test_all_faults_of_a_pair_come_in_one_message(folder: Path, tmp_path: Path) 
     rows = len(ALPHABET) + 3
     match = (
         f"do not fit: the tokenizer has {rows + 2} tokens, the model's embedding {rows} rows; "
-        f"the tokenizer has no end-of-sequence token .*; eos_token_id 99 of config.json lies outside the {rows} rows"
+        f"the tokenizer has no end-of-sequence token .*; eos_token_id 99 of config.json is outside the {rows} rows"
     )
     refused(pretrained(folder), tmp_path, match)
 
