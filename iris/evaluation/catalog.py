@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from iris import fingerprint
 from iris.errors import UserError, nearest
 from iris.evaluation import requirements
 from iris.files import write_atomic
@@ -128,8 +129,7 @@ def _harness_definition(name: str, file: str) -> Definition:
 @functools.cache
 def _harness_names() -> dict[str, list[str]]:
     """Return the files (relative to lm-eval's tasks) that define each name, cached per version of lm-eval."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    cached = caches / "iris-selfplay" / f"lm-eval-{version('lm-eval')}.json"
+    cached = fingerprint.cache_folder() / f"lm-eval-{version('lm-eval')}.json"
     with contextlib.suppress(OSError, ValueError):
         known: dict[str, list[str]] = json.loads(cached.read_text())
         return known
