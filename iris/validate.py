@@ -146,8 +146,10 @@ def _dataclass(cls: Any, content: Any, where: str, mistakes: list[str]) -> Any:
 def _field(value: Any, kind: Any, metadata: Mapping[str, Any], key: str) -> Any:
     if convert := metadata.get("convert"):
         value = convert(value)
-    found = _value(value, kind, metadata.get("bounds", Bounds()), key)
     choices = metadata.get("choices")
+    if choices is not None and isinstance(value, bool):
+        value = str(value).lower()  # what YAML reads of a choice such as true
+    found = _value(value, kind, metadata.get("bounds", Bounds()), key)
     if choices is not None and found is not None and found not in choices:
         raise _wrong(key, value, f"choose one of {', '.join(choices)}.{nearest(str(value), choices)}")
     return found

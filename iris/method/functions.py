@@ -112,9 +112,10 @@ def _collect_imported(module: str, name: str, statement: ast.Import | ast.Import
 
 def _is_own(origin: str, module: str) -> bool:
     """Return whether a module is of the same package as another, beside it in a folder, or one of ours."""
-    if origin.split(".")[0] in (module.split(".")[0], "iris"):
+    package = origin.split(".")[0]
+    if package in (module.split(".")[0], "iris"):
         return True
-    file, own = _file(origin), _file(module)
+    file, own = _file(package), _file(module)  # not of `origin`, whose packages would be imported
     return "." not in module and file is not None and own is not None and own.parent in file.parents
 
 

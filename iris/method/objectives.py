@@ -46,7 +46,8 @@ def spif(real_ratio: Tensor, synthetic_ratio: Tensor, *, scale: float = 0.1, c: 
     """SPIF: −(r − s) + (c/2)·(r² + s²) of the scaled ratios r and s, [B], [B] → [B]. arXiv 2602.01357.
 
     The χ² objective on the mixture of annotations and samples. Over free rewards its minimiser is bounded by ±1/c:
-    r*(y) = (1/c)·(p_data(y) − π_t(y)) / (p_data(y) + π_t(y)).
+    r*(y) = (1/c)·(p_data(y) − π_t(y)) / (p_data(y) + π_t(y)). The full text of the paper was not at hand: this form is
+    unverified.
     """
     r, s = scale * real_ratio, scale * synthetic_ratio
     return s - r + c / 2 * (r.square() + s.square())
@@ -92,14 +93,14 @@ def iris(real_ratio: Tensor, synthetic_ratio: Tensor, *, alpha: float | Tensor, 
 
 
 def iris_tilts(*, alpha: float | Tensor, scale: float = 0.1) -> tuple[float, float]:
-    """The log-weights of `iris_weights` as multiples of the ratios, of annotated and of synthetic samples."""
+    """Return the log-weights of `iris_weights` as multiples of annotated and of synthetic ratios."""
     return (float(alpha) - 1) * scale, float(alpha) * scale
 
 
 def iris_weights(
     real_ratio: Tensor, synthetic_ratio: Tensor, *, alpha: float | Tensor, scale: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """The weights (w, v) of the samples in the gradient of `iris`: w ∝ exp((α−1)·r), v ∝ exp(α·s).
+    """Return the weights (w, v) of the samples in the gradient of `iris`: w ∝ exp((α−1)·r), v ∝ exp(α·s).
 
     [B], [B] → [B], [B], each normalised to sum to 1 over the global batch; constants to the gradient.
     """

@@ -6,7 +6,7 @@ own is any importable function, `method.function=package.module:name`, with its 
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from iris import validate
@@ -36,7 +36,7 @@ class Needs:
 
     def declared(self) -> dict[str, Any]:
         """Return the needs that differ from the defaults."""
-        return {name: value for name, value in asdict(self).items() if value != asdict(Needs())[name]}
+        return {name: value for name, value in vars(self).items() if value != vars(_DEFAULT)[name]}
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -45,6 +45,7 @@ class Needs:
         return tuple(f"{name}_ratio" for name in names) if self.players and self.synthetic else names
 
 
+_DEFAULT = Needs()
 METHODS = {
     "sft": Needs(synthetic=False, players=0),
     "spin": Needs(),

@@ -11,21 +11,21 @@ from iris.model.packing import micro_batches
 
 
 def steps(samples: int, epochs: float, batch: int) -> int:
-    """Optimizer steps of a run; every global batch is full, so batches may cross from one epoch into the next."""
+    """Count the optimizer steps of a run; every global batch is full, so batches may cross from epoch to epoch."""
     return max(1, round(epochs * samples / min(batch, samples)))
 
 
 def global_batch(step: int, samples: int, batch: int, seed: int) -> list[int]:
-    """The sample indices of a step: a window of the endless row of epochs, each a permutation of its own."""
+    """Return the sample indices of a step: a window of the epochs one after the other, each a permutation."""
     size = min(batch, samples)
     start = step * size
     return [_permutation(at // samples, samples, seed)[at % samples] for at in range(start, start + size)]
 
 
 def split(indices: Sequence[int], lengths: Sequence[int], world: int, max_tokens: int) -> list[list[list[int]]]:
-    """[rank][micro-batch] → sample indices: balanced in tokens, with equally many micro-batches on every rank.
+    """Return [rank][micro-batch] → sample indices: balanced in tokens, with equally many micro-batches on every rank.
 
-    An index of −1 stands for a sample of weight zero, where a rank would otherwise have nothing to do.
+    An index of −1 is a stand-in of weight zero, for a rank without samples.
     """
     ranks = _balance(indices, lengths, world)
     parts = [[[own[i] for i in part] for part in micro_batches([lengths[i] for i in own], max_tokens)] for own in ranks]
@@ -34,7 +34,7 @@ def split(indices: Sequence[int], lengths: Sequence[int], world: int, max_tokens
 
 
 def _balance(indices: Sequence[int], lengths: Sequence[int], world: int) -> list[list[int]]:
-    """Longest first, each to the rank with the fewest tokens so far."""
+    """Give the longest first, each to the rank with the fewest tokens so far."""
     ranks: list[list[int]] = [[] for _ in range(world)]
     load = [0] * world
     for index in sorted(indices, key=lambda i: (-lengths[i], i)) if world > 1 else indices:
@@ -45,7 +45,7 @@ def _balance(indices: Sequence[int], lengths: Sequence[int], world: int) -> list
 
 
 def _stretch(parts: list[list[int]], count: int) -> list[list[int]]:
-    """The same samples in exactly `count` micro-batches."""
+    """Split the same samples into exactly `count` micro-batches."""
     parts = list(parts)
     while len(parts) < count:
         largest = max(range(len(parts)), key=lambda k: len(parts[k])) if parts else -1

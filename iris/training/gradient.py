@@ -2,9 +2,9 @@
 
 Loss and gradient of a step do not depend on how the batch is split (up to the order of floating-point sums). A loss
 that is a mean over samples is differentiated part by part, with the global count. A *coupled* loss (IRIS) is one
-function of all log-probabilities of the batch. Where a process has its share in one part, the gradient is taken with
-weights known up to their normaliser, one for the annotated and one for the synthetic responses, which follow when all
-processes' log-probabilities are gathered; otherwise a pass without gradient collects the log-probabilities first.
+function of all log-probabilities of the batch. If its weights are known up to
+their normalisers (`tilts`) and a process has one part, one pass suffices: the normalisers follow when all processes'
+log-probabilities are gathered. Otherwise a pass without gradient collects the log-probabilities first.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ class TrainingSet:
         return len(self.prompts)
 
     def row(self, index: int) -> Row:
-        """One sample for packing; −1 is a stand-in of weight zero."""
+        """Return one sample for packing."""
         return Row(self.prompts[index], [response[index] for response in self.responses])
 
     def lengths(self) -> list[int]:
-        """Packed tokens of every sample."""
+        """Return the packed tokens of every sample."""
         return [len(p) + sum(len(r[i]) for r in self.responses) for i, p in enumerate(self.prompts)]
 
 
@@ -110,7 +110,7 @@ class Gradient:
         self.data, self.objective = data, objective
 
     def accumulate(self, step: int, indices: list[int], parts: list[list[int]]) -> tuple[float, dict[str, float]]:
-        """Add the gradient of this process's parts; returns the loss and statistics of the global batch."""
+        """Add the gradient of this process's parts; return the loss and statistics of the global batch."""
         batch = _Batch(self, step, indices)
         if not self.objective.coupled:
             values = [self._fused(part, batch.coefficients(part), k == len(parts) - 1) for k, part in enumerate(parts)]
@@ -157,7 +157,7 @@ class Gradient:
         return pack([self.data.row(i) for i in part], by_column=by_column).to(self.accelerator.device)
 
     def _gather(self, values: list[Tensor], parts: list[list[int]]) -> list[tuple[list[int], np.ndarray]]:
-        """Every process's sample indices and log-probabilities [b, R] (float64)."""
+        """Gather every process's sample indices and log-probabilities [b, R] (float64)."""
         own = [i for part in parts for i in part]
         return self.world.gather((own, torch.cat(values).detach().double().cpu().numpy()))
 
@@ -190,7 +190,7 @@ class _Batch:
         return None if values is None else values.to(self.device, torch.float32)
 
     def coefficients(self, part: list[int]) -> Coefficients:
-        """Those of a loss that is a sum over samples, for the responses of a part."""
+        """Return the coefficients of a loss that is a sum over samples, for the responses of a part."""
         references, columns = self.references(part), len(self.gradient.data.responses)
         real = torch.tensor([i >= 0 for i in part], device=self.device)
 
@@ -203,7 +203,7 @@ class _Batch:
         return coefficients_of(loss)
 
     def shares(self, gathered: list[tuple[list[int], np.ndarray]]) -> Tensor:
-        """∂loss/∂log-probability [b, R] of a coupled loss, float64, for all processes' samples in turn."""
+        """Return ∂loss/∂log-probability [b, R] of a coupled loss, float64, in the order of `gathered`."""
         everywhere = [i for ids, _ in gathered for i in ids]
         real = [n for n, i in enumerate(everywhere) if i >= 0]
         logps = torch.from_numpy(np.concatenate([v for _, v in gathered])[real]).requires_grad_()
@@ -213,7 +213,7 @@ class _Batch:
         return full
 
     def summary(self, gathered: list[tuple[list[int], np.ndarray]]) -> tuple[float, dict[str, float]]:
-        """The loss, and statistics that say how the policy moves and how concentrated IRIS's weights are."""
+        """Return the loss, and statistics: how the policy moves, how concentrated a coupled loss's weights are."""
         pairs = sorted((i, tuple(v)) for ids, vs in gathered for i, v in zip(ids, vs, strict=True) if i >= 0)
         logps = torch.tensor([v for _, v in pairs], dtype=torch.float64)
         references = self.gradient.references([i for i, _ in pairs])
@@ -265,6 +265,6 @@ class _Weights:
         return weights
 
     def factors(self, shares: Tensor) -> Tensor:
-        """[2] that turn the blocks' weights into their coefficients, of which `shares` [b, R] are the true values."""
+        """Return the factors [2] from the blocks' weights to their coefficients, given as `shares` [b, R]."""
         pairs = [(torch.cat(values).to(true), true) for values, true in zip(self.values, _blocks(shares), strict=True)]
         return torch.stack([true[w.argmax()] / w.max().clamp(min=1e-300) for w, true in pairs])

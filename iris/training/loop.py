@@ -42,14 +42,14 @@ logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 def run_steps(settings: Mapping[str, Any], samples: int) -> int:
-    """Optimizer steps of a run with these settings."""
+    """Count the optimizer steps of a run with these settings."""
     return batching.steps(samples, float(settings["epochs"]), int(settings["batch"]))
 
 
 def fit(stage: Stage, context: Context, claim: Claim, data: TrainingSet, objective: Objective) -> dict[str, Any]:
-    """Train the stage's input policy and leave the result and the record of every step in the claim's folder.
+    """Train the stage's input policy and write the result and the record of every step to the claim's folder.
 
-    Returns what the manifest keeps. Raises UserError when the loss is not finite, Interrupted on request.
+    Return what the manifest keeps. Raises UserError when the loss is not finite, Interrupted on request.
     """
     settings, parent = stage.identity, context.artifact(stage.one("policy"))
     device = find_device(context.execution.device)
@@ -122,7 +122,7 @@ class Run:
     # --- one step
 
     def step(self, line: Line) -> None:
-        """One optimizer step on one global batch."""
+        """Take one optimizer step on one global batch."""
         step, world = len(self.records), self.context.world
         indices = batching.global_batch(step, len(self.data), self.batch, int(self.settings["seed"]))
         parts = batching.split(indices, self.lengths, world.size, self.context.execution.micro_batch_tokens)[world.rank]
@@ -141,7 +141,7 @@ class Run:
         self._maybe_save()
 
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up to the peak, then the named decay to zero."""
+        """Return the rate: linear warm-up to the peak, then the named decay to zero."""
         peak, warmup = float(self.settings["learning_rate"]), round(self.settings["warmup"] * self.steps)
         if step < warmup:
             return float(peak * (step + 1) / warmup)
@@ -153,7 +153,7 @@ class Run:
         if math.isfinite(loss) and math.isfinite(float(norm)):
             return
         raise UserError(
-            f"The loss of step {step + 1}/{self.steps} is {loss} (gradient norm {float(norm)}): nothing of it was "
+            f"The loss of step {step + 1}/{self.steps} is {loss} (gradient norm {float(norm)}): nothing was "
             f"stored. Lower the learning rate (now {self.settings['learning_rate']}) or the method's scale, or raise "
             "train.warmup; finished stages are kept."
         )
@@ -161,7 +161,7 @@ class Run:
     # --- resuming
 
     def resume(self, line: Line) -> None:
-        """Go on from the last complete checkpoint, if there is one."""
+        """Continue from the last complete checkpoint, if there is one."""
         checkpoints = sorted(self.work.glob("checkpoint-*"))
         if not checkpoints:
             return
@@ -198,7 +198,7 @@ class Run:
         self.saved = time.monotonic()
 
     def state(self) -> dict[str, Tensor]:
-        """The full state dictionary of the model, on the CPU of the main process."""
+        """Return the full state dictionary of the model, on the CPU of the main process."""
         state = self.accelerator.get_state_dict(self.policy)
         return {name.removeprefix("model."): value for name, value in state.items()} if state else {}
 
@@ -216,7 +216,7 @@ class Run:
 
 
 def accelerator(context: Context) -> Accelerator:
-    """An Accelerator for the execution settings; one process may run stages of several precisions in turn."""
+    """Return an Accelerator for the execution settings, whatever precision an earlier stage had."""
     AcceleratorState._reset_state()
     execution, cpu = context.execution, find_device(context.execution.device).type == "cpu"
     plugin = None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from iris import compose, plan, run
+from iris import compose, content, plan, run
 from iris.config import Config, Evaluate, Model, identity
 from iris.errors import UserError
 from iris.evaluation.catalog import select
@@ -33,12 +33,12 @@ TEXT = "Q: {prompt} A:"
     ],
 )
 def test_the_template_of_an_evaluation(template: str, choice: str, expected: str | None) -> None:
-    assert plan.evaluation_template(Evaluate(chat_template=choice), Model(template=template)) == expected
+    assert content.evaluation_template(Evaluate(chat_template=choice), Model(template=template)) == expected
 
 
 def test_an_unknown_choice_of_template() -> None:
     with pytest.raises(UserError, match="chat_template=yes: choose one of auto, true, false"):
-        plan.evaluation_template(Evaluate(chat_template="yes"), Model(template="chat"))
+        content.evaluation_template(Evaluate(chat_template="yes"), Model(template="chat"))
 
 
 def evaluation(*overrides: str) -> plan.Stage:
