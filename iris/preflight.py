@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from iris import fingerprint, plan, source
+from iris import content, fingerprint, plan, source
 from iris.config import Config, identity
 from iris.errors import UserError
 from iris.execution.runner import missing
@@ -24,6 +24,7 @@ from iris.execution.trackers import check_trackers
 from iris.files import write_atomic
 from iris.plan import Stage
 from iris.store import Store
+from iris.validate import refuse
 
 _NAME = 255  # bytes of a file name
 _NAMES = 160  # of the names that a stage's key is made of; suffixes of files and shards take the rest
@@ -44,15 +45,6 @@ def check(configs: Sequence[Config], mistakes: Sequence[str] = (), *, torch: boo
     if here and (found or any(map(_has_missing, configs))):
         found += _failures([functools.partial(_check_device, config) for config in configs])
     refuse(found)
-
-
-def refuse(mistakes: Iterable[str]) -> None:
-    """Raise one UserError for all mistakes, if there are any."""
-    found = list(dict.fromkeys(mistakes))
-    if len(found) == 1:
-        raise UserError(found[0])
-    if found:
-        raise UserError("\n".join([f"{len(found)} mistakes:", *(f"  {mistake}" for mistake in found)]))
 
 
 def _failures(checks: Iterable[Check]) -> list[str]:
@@ -125,7 +117,7 @@ def _check_tasks(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    names = {"model.name": plan.slug(config.model.name), "data.name": plan.slug(config.data.name)}
+    names = {"model.name": content.slug(config.model.name), "data.name": content.slug(config.data.name)}
     if missing := [key for key, name in names.items() if not name]:
         raise UserError(f"{missing[0]}: give a name with letters or digits; the names of artifacts contain it.")
     size = sum(len(os.fsencode(name)) for name in (*names.values(), config.method.name))

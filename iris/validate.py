@@ -11,7 +11,7 @@ settings = build(Settings, {"rate": "2e-6"}, "train")
 import functools
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -80,12 +80,13 @@ def build(cls: type[T], content: Any, where: str = "") -> T:
     return value
 
 
-def refuse(mistakes: Sequence[str]) -> None:
+def refuse(mistakes: Iterable[str]) -> None:
     """Raise one UserError for all mistakes, if there are any."""
-    if len(mistakes) == 1:
-        raise UserError(mistakes[0])
-    if mistakes:
-        raise UserError("\n".join([f"{len(mistakes)} mistakes:", *(f"  {m}" for m in dict.fromkeys(mistakes))]))
+    found = list(dict.fromkeys(mistakes))
+    if len(found) == 1:
+        raise UserError(found[0])
+    if found:
+        raise UserError("\n".join([f"{len(found)} mistakes:", *(f"  {mistake}" for mistake in found)]))
 
 
 def read(cls: Any, content: Any, where: str = "") -> tuple[Any, list[str]]:
