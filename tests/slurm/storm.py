@@ -31,7 +31,7 @@ from .daemon import alive, wait_for
 ROOT = Path(__file__).parents[2]
 QUICK = ("MessageTimeout=5", "SlurmdTimeout=15")  # of the cluster: a lost node is noticed soon
 _NOTICE = 300.0  # seconds after which Slurm has noticed a death, and the next run has recorded that it runs
-_SOON = 10.0  # seconds in which a job starts that was told to
+_SOON = 10.0  # seconds that a requeued job may take to start
 _PATIENCE = 600.0  # seconds without any news after which something hangs
 _DONE = re.compile(r"INFO iris: done (\S+ \S+) in")
 
@@ -44,7 +44,7 @@ class Storm:
         self.dice = random.Random(seed)
         self.records = Records(store)
         self.suspects: dict[int, float] = {}  # dead processes shown as running, since when
-        self.told: dict[str, float] = {}  # jobs to start soon, and when they were told
+        self.restarted: dict[str, float] = {}  # when each requeued job was started
         self.log: list[str] = []
 
     def faults(self) -> list[Callable[[], None]]:
@@ -130,8 +130,8 @@ class Storm:
         for job in self.cluster.jobs().values():
             with contextlib.suppress(subprocess.CalledProcessError):  # it has just started, or was cancelled
                 if job.state == "PENDING" and job.reason == "BeginTime":
-                    if time.monotonic() - self.told.get(job.id, 0.0) > _SOON:
-                        self.told[job.id] = time.monotonic()
+                    if time.monotonic() - self.restarted.get(job.id, 0.0) > _SOON:
+                        self.restarted[job.id] = time.monotonic()
                         self.cluster.start_now(job.id)
                 elif "held" in job.reason and job.reason != "JobHeldUser":
                     self.resume_nodes()
