@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iris import compose
+from iris import compose, preflight
 from iris.config import Config
 from iris.errors import UserError, nearest
 from iris.plan import Stage
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     workers = _workers(parsed, launcher)
     search = load_search(name, parsed.overrides)
-    config, common = _checked(search)
+    config, common = _checked(search, inline=isinstance(launcher, Inline))
     session = Session(search, config.store, url)
     session.declare()
     if not session.left():
@@ -112,7 +112,7 @@ def _workers(parsed: Arguments, launcher: Launcher) -> int:
     return int(text)
 
 
-def _checked(search: Search) -> tuple[Config, list[Stage]]:
+def _checked(search: Search, *, inline: bool) -> tuple[Config, list[Stage]]:
     """Plan a trial at every corner of the space; return a configuration and the stages that all trials begin with.
 
     Raises one UserError that lists all mistakes.
@@ -134,10 +134,10 @@ def _checked(search: Search) -> tuple[Config, list[Stage]]:
             found.setdefault(parameter.key, []).append(make_trial(search, words))
         except UserError as error:
             errors.setdefault(str(error), " ".join(words))
-    if errors:
-        raise UserError("\n".join(f"{where}: {message}" for message, where in errors.items()))
-    _check_difference(found)
     trials = [trial for own in found.values() for trial in own]
+    mistakes = [f"{where}: {message}" for message, where in errors.items()]
+    preflight.check([trial.config for trial in trials], mistakes, torch=inline, here=inline)
+    _check_difference(found)
     make_pruner(search, max(len(trial.rungs) for trial in trials))
     shared = [{stage.id for stage in trial.rungs[0].stages} for trial in trials]
     return bare, [stage for stage in trials[0].rungs[0].stages if all(stage.id in names for names in shared)]

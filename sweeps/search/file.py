@@ -61,9 +61,14 @@ def folder_of(store: Store, search: str) -> Path:
 
 
 def read(folder: Path) -> Search:
-    """Read the declaration in the folder of a search."""
-    content = json.loads((folder / DECLARATION).read_text())["search"]
-    return Search(**content | {"space": [Parameter(**parameter) for parameter in content["space"]]})
+    """Read the declaration in the folder of a search. Raises UserError."""
+    try:
+        content = json.loads((folder / DECLARATION).read_text())["search"]
+        return Search(**content | {"space": [Parameter(**parameter) for parameter in content["space"]]})
+    except (ValueError, KeyError, TypeError) as error:  # damaged, or of another version
+        raise UserError(
+            f"{folder / DECLARATION} cannot be read: {error}. Start the search anew with name=…."
+        ) from error
 
 
 def load_search(name_or_path: str, words: Sequence[str] = ()) -> Search:

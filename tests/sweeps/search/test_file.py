@@ -69,6 +69,13 @@ def test_a_search_survives_its_file(file: Path, tmp_path: Path) -> None:
     assert read(tmp_path) == search
 
 
+def test_a_declaration_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    for content in ('{"search": {"name"', '{"search": {"name": "s", "base": [], "space": [{"kind": "int"}]}}', "{}"):
+        (tmp_path / DECLARATION).write_text(content)
+        with pytest.raises(UserError, match=r"search\.json cannot be read: .*name="):
+            read(tmp_path)
+
+
 def test_what_is_looked_at_is_told_from_how(file: Path) -> None:
     def load(*words: str) -> Search:
         return load_search(str(file), words)
