@@ -1,6 +1,7 @@
 """Tables of differences: every method against a baseline, and two studies against each other."""
 
 import math
+from collections.abc import Sequence
 from string import ascii_lowercase
 
 from analysis.compare import statistics, studies
@@ -10,38 +11,37 @@ from analysis.compare.studies import Side
 from analysis.show.table import NONE, Cell, Table, count_cell, head, signed, size_cell
 
 COLUMNS = ["difference", "95 % interval", "p", "p (Holm)", "effect", "seeds"]
+_COLUMNS = ["method", "annotations", "task", *COLUMNS]
 
 
 def differences(results: Results, baseline: str) -> Table:
     """Return methods minus a baseline at the same number of annotations, over seeds and over documents."""
     found = list(results.differences(baseline))
-    adjusted = statistics.holm([c.p for *_, c in found])
     parts = dict.fromkeys(part for *_, c in found for part in _parts(c.note))
     letters = (a + b for a in ("", *ascii_lowercase) for b in ascii_lowercase)
     marks = dict(zip(parts, letters, strict=False))
     rows = [
-        [head(method), size_cell(size), head(task), *compared(c, p), _documents(c), _marked(c, marks)]
-        for (method, size, task, c), p in zip(found, adjusted, strict=True)
+        [*row, count_cell(c.documents) if c.documents else NONE, Cell(" ".join(marks[part] for part in _parts(c.note)))]
+        for row, (*_, c) in zip(_rows(found), found, strict=True)
     ]
     notes = [
         f"Percentage points, minus '{baseline}'. p (Holm) is adjusted for all {len(found)} comparisons.",
         "Over seeds: compares methods (paired t test). Over documents: compares these trained models (sign flips).",
         *(f"{mark}: {part}." for part, mark in marks.items()),
     ]
-    columns = ["method", "annotations", "task", *COLUMNS, "documents", "note"]
-    return Table(f"Differences from {baseline}", columns, rows, notes)
+    return Table(f"Differences from {baseline}", [*_COLUMNS, "documents", "note"], rows, notes)
 
 
 def _parts(note: str) -> list[str]:
     return note.split("; ") if note else []
 
 
-def _marked(found: Comparison, marks: dict[str, str]) -> Cell:
-    return Cell(" ".join(marks[part] for part in _parts(found.note)))
-
-
-def _documents(found: Comparison) -> Cell:
-    return count_cell(found.documents) if found.documents else NONE
+def _rows(found: Sequence[tuple[str, float, str, Comparison]]) -> list[list[Cell]]:
+    adjusted = statistics.holm([c.p for *_, c in found])
+    return [
+        [head(method), size_cell(size), head(task), *compared(c, p)]
+        for (method, size, task, c), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def compared(found: Comparison, adjusted: float) -> list[Cell]:
@@ -71,17 +71,12 @@ def between(a: Side, b: Side) -> list[Table]:
 
 def _scores(a: Side, b: Side) -> Table:
     found, alone = studies.differences(a, b)
-    adjusted = statistics.holm([c.p for *_, c in found])
-    rows = [
-        [head(method), size_cell(size), head(task), *compared(c, p)]
-        for (method, size, task, c), p in zip(found, adjusted, strict=True)
-    ]
     notes = [
         "Percentage points. p (Holm) is adjusted for all comparisons.",
         *(["All scores are equal."] if all(c.difference == 0 for *_, c in found) else []),
         *([f"Left out, because one side alone has them: {alone} scores."] if alone else []),
     ]
-    return Table(f"{b.name} minus {a.name}", ["method", "annotations", "task", *COLUMNS], rows, notes)
+    return Table(f"{b.name} minus {a.name}", _COLUMNS, _rows(found), notes)
 
 
 def _provenance(a: Side, b: Side) -> Table:
