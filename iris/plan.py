@@ -278,7 +278,7 @@ def alpha(experiment: Experiment, t: int) -> dict[str, Any]:
     schedule = schedules.find(declared.name, declared.function)
     if not schedule.needs_gap and not (schedule.needs_position and declared.per == "step"):
         return {"value": schedule.alpha(declared.params, schedules.position(t, iterations))}
-    found = {"schedule": declared.name, "source": schedule.source}
+    found: dict[str, Any] = {"schedule": declared.name, "source": schedule.source}
     found |= {"span": [t, iterations], "per": declared.per} if schedule.needs_position else {}
     return found | {"params": schedule.signature.defaults | declared.params}
 

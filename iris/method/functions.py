@@ -53,12 +53,9 @@ def signature(reference: str, key: str) -> Signature:
         raise UserError(f"{key}={reference}: '{name}' takes *args or **kwargs. Write its parameters out after a '*'.")
     positional = tuple(a.arg for a in [*arguments.posonlyargs, *arguments.args])
     named = {a.arg: default for a, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
-    numbers = {k: float(d.value) for k, d in named.items() if isinstance(d, ast.Constant) and _is_number(d.value)}
+    constants = {name: default.value for name, default in named.items() if isinstance(default, ast.Constant)}
+    numbers = {name: float(value) for name, value in constants.items() if type(value) is int or type(value) is float}
     return Signature(positional, {name: default is None for name, default in named.items()}, numbers)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def digest(*references: str) -> str:
@@ -68,7 +65,8 @@ def digest(*references: str) -> str:
     """
     found: _Found = {}
     for reference in references:
-        _collect(*reference.split(":"), found)
+        module, _, name = reference.partition(":")
+        _collect(module, name, found)
     return source.digest(list(found.values()))
 
 

@@ -103,13 +103,16 @@ def _configuration(architecture: Mapping[str, Any], tokenizer: PreTrainedTokeniz
             f"model.architecture.model_type={kind}: give a model type of transformers, such as llama or qwen2."
             f"{nearest(str(kind), CONFIG_MAPPING)}"
         )
-    known = {*CONFIG_MAPPING[kind]().to_dict(), *CONFIG_MAPPING[kind].attribute_map}
+    defaults = CONFIG_MAPPING[kind]().to_dict()
+    known = {*defaults, *CONFIG_MAPPING[kind].attribute_map}
     for name in arguments:
         if name not in known:
             raise UserError(f"model.architecture.{name}: '{kind}' takes no such argument.{nearest(name, known)}")
+    # Equal numbers have one form in a key, 1 for 1.0; transformers insists on the type that it declares.
+    floats = {k: float(v) for k, v in arguments.items() if type(v) is int and type(defaults.get(k)) is float}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        return CONFIG_MAPPING[kind](**(arguments | ids | {"vocab_size": len(tokenizer)}))
+        return CONFIG_MAPPING[kind](**(arguments | floats | ids | {"vocab_size": len(tokenizer)}))
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"model.architecture: '{kind}' cannot be built from {arguments}: {error}") from error
 

@@ -105,6 +105,12 @@ def test_built_models_are_the_same_bytes_everywhere(tmp_path: Path) -> None:
     assert changed == {"model/model.safetensors"}
 
 
+def test_a_whole_number_is_a_fraction_where_transformers_wants_one() -> None:
+    tokenizer = base.character_tokenizer(ALPHABET)
+    config = base._configuration(TINY | {"initializer_range": 1, "rms_norm_eps": 1, "attention_dropout": 0}, tokenizer)
+    assert (type(config.initializer_range), type(config.hidden_size)) == (float, int)
+
+
 def test_built_model_takes_its_vocabulary_and_ids_from_the_tokenizer(tmp_path: Path) -> None:
     made = artifact(built(vocab_size=7), new_context(tmp_path))
     config = made.read_json("model/config.json")
