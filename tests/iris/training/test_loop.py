@@ -102,17 +102,17 @@ def direct(method: str) -> tuple[float, torch.Tensor]:
         return logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum()
 
     logps = torch.stack([torch.stack([logp(i, r) for i in indices]) for r in range(len(training.responses))])
-    if method == "sft":
+    if not needed.synthetic:
         loss = objectives.sft(logps[0], tokens=sum(len(training.responses[0][i]) for i in indices)).sum()
     else:
         values = logps
         if training.references is not None:
             values = logps - torch.from_numpy(training.references[:, :, indices]).float()
-            values = values if method == "tpaw" else values[0]
+            values = values if needed.players > 1 else values[0]
         real, first, second = values[..., 0, :], values[..., 1, :], values[..., 2, :]
         real, synthetic = torch.cat([real, real], -1), torch.cat([first, second], -1)
         extra = [torch.cat([values[3], values[3]])] if needed.proto else []
-        keywords: dict[str, Any] = {"alpha": 0.5} if method == "iris" else {}
+        keywords: dict[str, Any] = {"alpha": 0.5} if needed.alpha else {}
         loss = getattr(objectives, method)(real, synthetic, *extra, **LOSS.get(method, {}), **keywords).mean()
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
