@@ -23,7 +23,8 @@ from iris.method.registry import METHODS, find
 from iris.model.logprobs import Policy
 from iris.model.packing import Row, pack
 from iris.model.policy import load_policy
-from iris.model.text import encode_prompt, encode_response, load_tokenizer
+from iris.model.template import Template
+from iris.model.text import load_tokenizer
 from iris.plan import Stage
 from iris.store import Store
 
@@ -87,12 +88,12 @@ def measure(policy: Stage, evaluate: Stage, name: str, context: runner.Context) 
     )
     tokenizer = load_tokenizer(context.artifact(plan.base_of(policy)))
     model = load_policy(context.artifact(policy), context.store, precision="float32", device=torch.device("cpu"))
-    scorer, template = Policy(model).eval(), "{prompt}\n"
+    scorer, template = Policy(model).eval(), Template(tokenizer, "{prompt}\n")
     own, annotated = [], []
     for sample in sampled:
-        prompt = encode_prompt(tokenizer, template, sample["doc"]["prompt"])
-        texts = (sample["doc"]["response"], sample["response"][0])
-        responses = [encode_response(tokenizer, template, text) for text in texts]
+        messages = [{"role": "user", "content": sample["doc"]["prompt"]}]
+        examples = [template.encode(messages, text) for text in (sample["doc"]["response"], sample["response"][0])]
+        prompt, responses = examples[0].prompt, [example.response for example in examples]
         with torch.inference_mode():
             logps = scorer(pack([Row(prompt, responses)]))[0].tolist()
         annotated.append(logps[0] / len(responses[0]))

@@ -42,6 +42,9 @@ def _modules(names: Any) -> Any:
     return sorted(set(names)) if isinstance(names, list) and all(isinstance(n, str) for n in names) else names
 
 
+TEMPLATE_DATE = "2024-07-26"  # today, for a chat template that writes the date: the one that Llama 3's falls back to
+
+
 @dataclass
 class Model:
     """Source of π₀'s weights and tokenizer, and how a prompt is written for them."""
@@ -56,6 +59,9 @@ class Model:
     words: list[str] = field(default_factory=list)  # … and the texts that are one token
     template: str = "chat"  # "chat": the tokenizer's chat template; otherwise a text with {prompt} in it
     sft: bool = True  # whether π₀ needs the supervised stage; False for checkpoints that have had it
+
+    def __post_init__(self) -> None:
+        self.template = self.template.replace("\\n", "\n").replace("\\t", "\t")  # as typed on a command line
 
 
 @dataclass

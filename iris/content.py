@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iris import fingerprint
-from iris.config import Data, Evaluate, Experiment, Model, parse_size
+from iris.config import TEMPLATE_DATE, Data, Evaluate, Experiment, Model, parse_size
 from iris.errors import UserError
 
 TASKS = Path(__file__).parent / "evaluation" / "tasks"
@@ -49,6 +49,8 @@ def of_base(model: Model, seed: int) -> Content:
 def of_data(data: Data, model: Model) -> Content:
     """Return the content of the stage that turns a source into tokenized, ordered rows of one nested subset."""
     identity = asdict(data) | {"size": parse_size(data.size), "template": model.template}
+    if model.template == "chat":
+        identity["date"] = TEMPLATE_DATE
     location: dict[str, Any] = {}
     path = identity.pop("path")
     revision = identity.pop("revision")

@@ -11,7 +11,7 @@ from iris.config import Data, Experiment, Model, Optimization, Train, at_iterati
 from iris.errors import UserError
 from iris.method import registry, schedules
 
-VERSIONS = {"base": 1, "data": 1, "sft": 1, "generate": 1, "score": 2, "train": 2, "evaluate": 2}
+VERSIONS = {"base": 1, "data": 2, "sft": 1, "generate": 1, "score": 2, "train": 2, "evaluate": 2}
 # Equal values, equal texts.
 canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, check_circular=False).encode
 T = TypeVar("T")

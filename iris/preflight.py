@@ -133,10 +133,11 @@ def _check_data(config: Config) -> None:
 
 
 def _read_rows(stage: Stage) -> None:
-    from iris.data.sources import read_source
+    from iris.data.sources import check_size, read_source
 
     if stage.identity["source"] == "hub":  # to be downloaded first
         return
+    check_size(stage.identity, stage.location)
     wanted, started, usable, problem = stage.identity["size"], time.monotonic(), 0, ""
     for number, example in enumerate(read_source(stage.identity, stage.location)):
         usable += example.problem is None
@@ -178,12 +179,12 @@ def _tokens(config: Config) -> int:
 
 def _check_model(config: Config) -> None:
     from iris.model.architecture import check_length
-    from iris.model.text import check_template
+    from iris.model.template import Template
     from iris.stages.base import inspect
 
     if found := inspect(plan.base_stage(config.model, 0)):
         tokenizer, architecture = found
-        check_template(tokenizer, config.model.template)
+        Template(tokenizer, config.model.template)
         check_length(architecture, _tokens(config), "The longest prompt with generate.max_new_tokens")
 
 

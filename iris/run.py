@@ -2,6 +2,7 @@
 python -m iris.run +method=spin seed=1 data.size=1k iterations=2
 python -m iris.run +method=iris --why         which cached stages other code has computed, and how it differs
 python -m iris.run +method=iris --recompute-changed    compute these again, and all that was made from them
+python -m iris.run +method=iris --show 3      training examples and an evaluation prompt as the model reads them
 python -m iris.run --help                     the configuration groups
 """
 
@@ -32,6 +33,7 @@ from iris.store import Store, storage_errors
 
 log = logging.getLogger("iris")
 _OWN_FLAGS = _WHY, _RECOMPUTE = "--why", "--recompute-changed"
+_SHOW = "--show"
 _REMEDY = f"{_WHY} shows how, {_RECOMPUTE} computes them again."
 
 
@@ -59,15 +61,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> None:
+    count, arguments = _show_count(arguments)
     flags, rest = [a for a in arguments if a in _OWN_FLAGS], [a for a in arguments if a not in _OWN_FLAGS]
     if any(a.startswith("-") for a in rest):
-        _hydra(rest, flags)
+        _hydra(rest, flags, count)
     else:
-        _start(compose.load(rest), rest, flags)
+        _start(compose.load(rest), rest, flags, count)
 
 
-def _start(config: Config, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    if _WHY in flags:
+def _show_count(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """Return N of `--show N`, or 0, and the other arguments."""
+    if _SHOW not in arguments:
+        return 0, list(arguments)
+    at = arguments.index(_SHOW)
+    number = arguments[at + 1] if at + 1 < len(arguments) else ""
+    if not number.isdecimal() or int(number) < 1:
+        raise UserError(f"{_SHOW} {number}: give a number of examples, as in {_SHOW} 3.")
+    return int(number), [*arguments[:at], *arguments[at + 2 :]]
+
+
+def _start(config: Config, overrides: Sequence[str], flags: Sequence[str], count: int) -> None:
+    if count:
+        _show(config, count)
+    elif _WHY in flags:
         store = Store(config.store)
         found = outdated.find((stage.id for stage in plan.chain(identity(config)).stages), store)
         lines = list(outdated.details(found, store))
@@ -103,8 +119,36 @@ def run(config: Config, overrides: Sequence[str] = (), *, recompute: bool = Fals
     if missing and world.main:
         store.prepare()
     log.info("%d of %d stages are missing", len(missing), len(chain.stages))
+    if missing:
+        _log_example(chain, context)
     runner.run_chain(chain, context)
     return _report(chain, config, store, folder) if world.main else []
+
+
+def _show(config: Config, count: int) -> None:
+    """Print examples and an evaluation prompt, after the stages that they need."""
+    runner.configure_threads(config.execution)
+    preflight.check([config], torch=True, here=True)
+    chain = plan.chain(identity(config))
+    context = runner.Context(Store(config.store), config.execution)
+    context.store.prepare()
+    _prepare_data(chain, context)
+    from iris.stages import show
+
+    print("\n".join([*show.examples(chain.data, context, count), *show.evaluation_prompt(chain, context)]))
+
+
+def _prepare_data(chain: Chain, context: runner.Context) -> None:
+    for stage in (chain.data.one("tokenizer"), chain.data):
+        runner.ensure(stage, context)
+
+
+def _log_example(chain: Chain, context: runner.Context) -> None:
+    from iris.stages import show
+
+    _prepare_data(chain, context)
+    if context.world.main:
+        log.info("what is trained on:\n%s", "\n".join(show.examples(chain.data, context, 1)))
 
 
 def _compare_code(chain: Chain, store: Store, recompute: bool) -> None:
@@ -159,14 +203,14 @@ _FLAGS = [
 _FOLDERS = ("hydra.sweep.dir=${output}", "hydra/job_logging=disabled")  # no files where the command is typed
 
 
-def _hydra(arguments: Sequence[str], own: Sequence[str]) -> None:
+def _hydra(arguments: Sequence[str], own: Sequence[str], count: int) -> None:
     settings = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [a for a in arguments if a not in settings]
     for flag in flags:
         if flag.startswith("-") and flag not in _FLAGS:
             raise UserError(
-                f"{flag}: no such flag. There are --cfg job, --multirun, --info, {_WHY}, {_RECOMPUTE} and --help; "
-                "settings are written key=value, as in seed=1."
+                f"{flag}: no such flag. There are --cfg job, --multirun, --info, {_WHY}, {_RECOMPUTE}, {_SHOW} N "
+                "and --help; settings are written key=value, as in seed=1."
             )
     if not any(a in ("--multirun", "-m") for a in arguments):
         compose.load(settings)
@@ -174,7 +218,7 @@ def _hydra(arguments: Sequence[str], own: Sequence[str]) -> None:
     @hydra.main(config_path=str(compose.conf_dir()), config_name="config", version_base="1.3")
     def job(composed: DictConfig) -> None:
         search = [s for s in settings if s.startswith("hydra.searchpath=")]
-        _start(compose.to_config(composed), [*HydraConfig.get().overrides.task, *search], own)
+        _start(compose.to_config(composed), [*HydraConfig.get().overrides.task, *search], own, count)
 
     compose.register()
     sys.argv[1:] = [*flags, *_FOLDERS, *settings]  # Hydra wants settings in one row

@@ -4,6 +4,7 @@ The rules follow `datasets`: a file's name decides, then the nearest folder's th
 and so on count between separators. A longer name such as train_sft is a split of its own.
 """
 
+import contextlib
 import csv
 import io
 import itertools
@@ -27,6 +28,8 @@ _LISTED = 10  # file names in an error
 _ENDINGS = ".jsonl, .json, .csv, each also with .gz, .bz2 or .zst, or .parquet"
 _ENDING = re.compile(r"(\.jsonl|\.json|\.csv|\.parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
 _DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_SAVED = ("state.json", "dataset_dict.json")  # in a folder that save_to_disk has written
+_COUNTED = 1 << 26  # bytes of a text file whose lines are counted
 _KEYWORDS = {"train": "train", "training": "train"}
 _KEYWORDS |= dict.fromkeys(("validation", "valid", "dev", "val"), "validation")
 _KEYWORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
@@ -38,7 +41,7 @@ def read_files(path: Path, split: str, names: Sequence[str]) -> Values:
 
     Raises UserError for files that cannot be read and for a split or column that is not there.
     """
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+    if any((path / name).is_file() for name in _SAVED):
         yield from _saved(path, split, names)
         return
     for file in files_of_split(path, split):
@@ -66,7 +69,7 @@ def files_of_split(path: Path, split: str) -> list[Path]:
     chosen = [p for p in files if wanted in (named[p], *_words(p.relative_to(path)))]
     if not chosen and wanted == "train" and not any(named.values()):
         return files
-    longer = {p: name for p, name in named.items() if name and re.fullmatch(rf"{re.escape(wanted)}_[a-z_]+", name)}
+    longer = {p: name for p, name in named.items() if name and _extends(name, wanted)}
     if not chosen and len(set(longer.values())) == 1:
         return list(longer)
     if not chosen:
@@ -74,9 +77,36 @@ def files_of_split(path: Path, split: str) -> list[Path]:
     return chosen
 
 
+def _extends(name: str, split: str) -> bool:
+    """Return whether a name such as train_sft, but not train_test, begins with a split's."""
+    return name.startswith(f"{split}_") and not _KEYWORD.search(name.removeprefix(split))
+
+
 def _words(path: Path) -> list[str]:
     """Return the parts between separators in a path that is named after no split."""
     return [] if split_name(path) else re.split(r"[-._ /]", path.as_posix())
+
+
+def most_rows(path: Path, split: str) -> int | None:
+    """Return how many rows a split can have at most, or None where only reading it would tell.
+
+    Rows of parquet files are counted, and lines of small uncompressed .jsonl and .csv files.
+    """
+    if any((path / name).is_file() for name in _SAVED):
+        return None
+    counts = [_most_rows_of(file) for file in files_of_split(path, split)]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _most_rows_of(file: Path) -> int | None:
+    ending = file.suffix.lower()
+    if ending == ".parquet":
+        with contextlib.suppress(pa.ArrowInvalid):  # reported when it is read
+            return int(pq.read_metadata(file).num_rows)
+    if ending in (".jsonl", ".csv") and file.stat().st_size <= _COUNTED:
+        content = file.read_bytes()
+        return None if content.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"[") else len(content.splitlines())
+    return None
 
 
 def split_name(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from iris import fingerprint
 from iris.data import generators
 from iris.data.examples import Example, from_columns, from_messages
-from iris.data.files import Values, check_columns, of_dataset, read_files
+from iris.data.files import Values, check_columns, most_rows, of_dataset, read_files
 from iris.errors import UserError
 
 
@@ -25,6 +25,20 @@ def read_source(identity: Mapping[str, Any], location: Mapping[str, Any]) -> Ite
     if not seen:
         raise UserError(f"{described(identity, location)} holds no rows.")
     check_columns(names, seen, described(identity, location))
+
+
+def check_size(identity: Mapping[str, Any], location: Mapping[str, Any]) -> None:
+    """Raise UserError if a source cannot have as many rows as asked for, where that is known without reading it."""
+    most = None
+    if identity["source"] == "generated":
+        most = identity["generator"].get(identity["split"])
+    elif identity["source"] == "files":
+        most = most_rows(Path(location["path"]), identity["split"])
+    if isinstance(most, int) and most < (identity["size"] or 0):
+        raise UserError(
+            f"{described(identity, location)} has at most {most} rows, fewer than the {identity['size']} of data.size. "
+            "Choose a smaller data.size or 'all'."
+        )
 
 
 def described(identity: Mapping[str, Any], location: Mapping[str, Any]) -> str:

@@ -115,6 +115,37 @@ def evaluate(
         return _scores(found, loaded, manager.expand(names), lm, limit, share, warnings)
 
 
+def first_request(
+    tokenizer: "PreTrainedTokenizerBase",
+    task: str,
+    include: Sequence[Path],
+    *,
+    num_fewshot: int | None,
+    template: str | None,
+    generator: Mapping[str, Any] | None,
+) -> tuple[str, str]:
+    """Return the prompt of a task's first document, and the continuation whose likelihood is asked, if it is.
+
+    Raises UserError for an unknown task or missing data.
+    """
+    from iris.evaluation.lm import PolicyLM
+    from iris.evaluation.task_manager import Tasks
+
+    lm = PolicyLM.__new__(PolicyLM)  # writes prompts without a model
+    lm.tokenizer, lm.template, lm.chat_template_args = tokenizer, template, {}
+    with _quiet(), tempfile.TemporaryDirectory() as cache:
+        loaded = Tasks(select([task], include), include, 0, Path(cache), generator).build([task], num_fewshot)
+        first = next(iter(loaded["tasks"].values()))
+        first.build_all_requests(
+            limit=1,
+            apply_chat_template=template is not None,
+            fewshot_as_multiturn=template == "chat",
+            chat_template=lm.apply_chat_template,
+        )
+    prompt, more = first.instances[0].args[:2]
+    return str(prompt), more if isinstance(more, str) else ""
+
+
 def prompt_hashes(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return for each document the hashes (`iris.data.contamination.prompt_hash`) of its question and text fields."""
     return [

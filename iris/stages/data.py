@@ -8,25 +8,26 @@ order of the source), when
 - *wrong role order*: the messages do not begin with an optional system message, then user, then assistant;
 - *empty prompt*, *empty response*: nothing but white space;
 - *duplicate*: an earlier row has the same system message, prompt and response;
-- *refused by the chat template*: the tokenizer's template raises for these messages, for instance a system message;
+- *refused by the chat template*: the template raises for these messages, for instance for a system message;
+- *response with the token that ends it inside*: it is in the vocabulary as ordinary text;
 - *over-long prompt*: more than `max_prompt_tokens` tokens, the template's included, or no room left in the model's
   context.
 
 A response of more than `max_response_tokens` tokens, its end token included, or than the model's context holds after
 the prompt, is cut at its end, has no end token then, and is counted as truncated. The usable rows are ordered by
 SHA-256(`subset_seed:id`) and the first `size` are taken: 14k ⊂ 26k ⊂ 50k, whatever the order of the source. Rows are
-tokenized in that order and no further than needed, so over-long and refused prompts are counted among the `examined`
-rows only; the other reasons among all.
+tokenized in that order and no further than needed, so the last three reasons are counted among the `examined` rows
+only; the others among all. Control tokens in the texts stay text and are counted in every row (`control_tokens`).
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -37,13 +38,21 @@ from iris.data.sources import described, read_source
 from iris.errors import UserError
 from iris.execution.runner import Context
 from iris.model.architecture import context_length
+from iris.model.chat import REPLACED, Refused
 from iris.model.policy import model_folder, read_config
-from iris.model.text import check_template, encode_prompt, encode_response, read_tokenizer
+from iris.model.template import Template
+from iris.model.text import read_tokenizer
 from iris.plan import Stage
 from iris.store import Claim
 
-_REFUSED, _OVER_LONG = "refused by the chat template", "over-long prompt"
+_OVER_LONG = "over-long prompt"
 _BATCH = 1000
+_REPLACED = (
+    "the model's chat template gives prompts without the assistant's header or with one that no answer in a "
+    "conversation has; prompts now end as conversations do before an answer (look with --show 1)"
+)
+_WARN = 0.05  # share of unusable rows
+log = logging.getLogger("iris")
 _EXAMPLES = 5  # row numbers named per reason
 _POOL = pa.schema([("row", pa.int64()), ("system", pa.string()), ("user", pa.string()), ("response", pa.string())])
 _ROWS = pa.schema(
@@ -54,6 +63,7 @@ _ROWS = pa.schema(
         ("prompt_tokens", pa.list_(pa.int32())),
         ("response_tokens", pa.list_(pa.int32())),
         ("truncated", pa.bool_()),
+        ("control_tokens", pa.int32()),
     ]
 )
 
@@ -66,31 +76,41 @@ def run(stage: Stage, context: Context, claim: Claim) -> dict[str, Any]:
     if not context.world.main:
         return {}
     identity, unusable = stage.identity, Unusable()
+    encode = _Encoder.of(stage, context)
     pool = Pool.collect(read_source(identity, stage.location), claim.work / "source.arrow", unusable)
-    order = subset_order(pool.ids, identity["subset_seed"])
+    order, malformed = subset_order(pool.ids, identity["subset_seed"]), unusable.total
     wanted = identity["size"] or len(order)
-    rows = itertools.islice(_encoded(pool, order, _Encoder.of(stage, context), unusable), wanted)
     with context.progress.line(f"data {stage.name}", min(wanted, len(order)), "rows") as line:
-        totals = _write(rows, claim.new, line.advance)
+        totals = _write(itertools.islice(_encoded(pool, order, encode, unusable), wanted), claim.new, line.advance)
+        line.advance(0, unusable.summary(pool.source_rows))
     if totals.rows < (identity["size"] or 1):
         raise _too_few(stage, totals.rows, pool.source_rows, unusable)
+    examined = totals.rows + unusable.total - malformed
+    if max(unusable.total / pool.source_rows, 1 - totals.rows / examined) >= _WARN:
+        _warn(context, f"data {stage.name}: {unusable.summary(pool.source_rows)}")
+    if totals.control_rows:
+        _warn(context, f"data {stage.name}: {totals.control_rows} rows hold control tokens, which stay text")
     return vars(totals) | {
         "usable": pool.source_rows - unusable.total,
         "source_rows": pool.source_rows,
-        "examined": totals.rows + unusable.among([_REFUSED, _OVER_LONG]),
+        "examined": examined,
         "unusable": unusable.reasons,
         "prompt_hashes": "prompts.txt",
     }
 
 
+def _warn(context: Context, text: str) -> None:
+    context.progress.say(f"warning: {text}")
+    log.info("warning: %s", text)  # the level warning would print it again where no log is open
+
+
 @dataclass
 class Unusable:
-    """Rows that cannot be used: for every reason how many, and the numbers of the first few."""
+    """Unusable rows: for each reason their count and the numbers of the first few."""
 
     reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, reason: str, row: int) -> None:
-        """Count one row."""
         entry = self.reasons.setdefault(reason, {"count": 0, "examples": []})
         entry["count"] += 1
         if len(entry["examples"]) < _EXAMPLES:
@@ -98,12 +118,13 @@ class Unusable:
 
     @property
     def total(self) -> int:
-        """How many rows, for whatever reason."""
-        return self.among(self.reasons)
+        """Return the number of rows."""
+        return sum(entry["count"] for entry in self.reasons.values())
 
-    def among(self, reasons: Iterable[str]) -> int:
-        """How many rows for these reasons."""
-        return sum(self.reasons[reason]["count"] for reason in reasons if reason in self.reasons)
+    def summary(self, source_rows: int) -> str:
+        """Return how many rows are unusable and why, in one line; empty if all are usable."""
+        counts = ", ".join(f"{entry['count']} × {reason}" for reason, entry in self.reasons.items())
+        return f"{self.total} of {source_rows} rows unusable: {counts}" if counts else ""
 
     def __str__(self) -> str:
         return "; ".join(
@@ -150,7 +171,7 @@ class Pool:
 
 
 def batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of _BATCH consecutive items, the last one perhaps shorter."""
+    """Yield lists of _BATCH consecutive items; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, _BATCH)):
         yield batch
@@ -162,12 +183,16 @@ class _Totals:
     truncated: int = 0
     prompt_tokens: int = 0
     response_tokens: int = 0
+    control_rows: int = 0
+    control_tokens: int = 0
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows += 1
         self.truncated += row["truncated"]
         self.prompt_tokens += len(row["prompt_tokens"])
         self.response_tokens += len(row["response_tokens"])
+        self.control_rows += row["control_tokens"] > 0
+        self.control_tokens += row["control_tokens"]
 
 
 def _write(rows: Iterable[dict[str, Any]], folder: Path, advance: Callable[[int], None]) -> _Totals:
@@ -184,8 +209,7 @@ def _write(rows: Iterable[dict[str, Any]], folder: Path, advance: Callable[[int]
 
 @dataclass(frozen=True)
 class _Encoder:
-    tokenizer: Any
-    template: str
+    template: Template
     max_prompt: int
     max_response: int
     context: float
@@ -194,41 +218,37 @@ class _Encoder:
     def of(cls, stage: Stage, context: Context) -> "_Encoder":
         identity = stage.identity
         folder = model_folder(context.artifact(stage.one("tokenizer")))
-        tokenizer = read_tokenizer(folder)
-        check_template(tokenizer, identity["template"])
+        template = Template(read_tokenizer(folder), identity["template"])
+        if template.source.startswith(REPLACED):
+            _warn(context, f"data {stage.name}: {_REPLACED}")
         length = context_length(read_config(folder)) or math.inf
-        limits = identity["max_prompt_tokens"], identity["max_response_tokens"]
-        return cls(tokenizer, identity["template"], *limits, length)
+        return cls(template, identity["max_prompt_tokens"], identity["max_response_tokens"], length)
 
-    def __call__(self, example: Example) -> dict[str, Any] | str:
-        """The row of an example, or why it has none."""
-        try:
-            prompt = encode_prompt(self.tokenizer, self.template, example.messages)
-        except jinja2.TemplateError:
-            return _REFUSED
-        room = min(self.max_response, self.context - len(prompt))
-        if len(prompt) > self.max_prompt or room < 1:
-            return _OVER_LONG
-        response = encode_response(self.tokenizer, self.template, example.response)
+    def __call__(self, example: Example) -> dict[str, Any]:
+        """Return the row of an example. Raises Refused."""
+        encoded = self.template.encode(example.messages, example.response)
+        room = min(self.max_response, self.context - len(encoded.prompt))
+        if len(encoded.prompt) > self.max_prompt or room < 1:
+            raise Refused(_OVER_LONG)
         return {
             "hash": prompt_hash(example.user),
             "id": example.id,
             "prompt": example.prompt,
             "response": example.response,
-            "prompt_tokens": prompt,
-            "response_tokens": response[: int(room)],
-            "truncated": len(response) > room,
+            "prompt_tokens": encoded.prompt,
+            "response_tokens": encoded.response[: int(room)],
+            "truncated": len(encoded.response) > room,
+            "control_tokens": encoded.controls,
         }
 
 
 def _encoded(pool: Pool, order: list[int], encode: _Encoder, unusable: Unusable) -> Iterator[dict[str, Any]]:
     for position in order:
         example = pool[position]
-        row = encode(example)
-        if isinstance(row, str):
-            unusable.add(row, example.row)
-        else:
-            yield row
+        try:
+            yield encode(example)
+        except Refused as reason:
+            unusable.add(str(reason), example.row)
 
 
 def _too_few(stage: Stage, rows: int, source_rows: int, unusable: Unusable) -> UserError:
@@ -240,5 +260,5 @@ def _too_few(stage: Stage, rows: int, source_rows: int, unusable: Unusable) -> U
     )
     return UserError(
         f"{where} has {rows} usable rows of {source_rows}, {wanted}. Not usable: {str(unusable) or 'none'}. "
-        "Choose a smaller data.size or 'all', raise data.max_prompt_tokens, or mend the rows."
+        "Choose a smaller data.size or 'all', raise data.max_prompt_tokens, or correct the rows."
     )

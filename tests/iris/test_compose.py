@@ -16,6 +16,12 @@ def test_every_method_composes(method: str) -> None:
     assert compose.load([f"method={method}"]) == config, "the plus may be forgotten"
 
 
+def test_line_breaks_typed_in_a_template_are_line_breaks() -> None:
+    typed = compose.load(["+method=iris", r"model.template='### {prompt}\n\n\tA: '"]).model.template
+    assert typed == "### {prompt}\n\n\tA: "
+    assert compose.load(["+method=iris"]).model.template == "{prompt}\n"
+
+
 def test_every_option_of_every_group_composes() -> None:
     for group, options in compose.groups().items():
         for option in options:

@@ -26,7 +26,8 @@ from iris.errors import UserError
 from iris.execution.progress import Progress
 from iris.execution.runner import Context, ensure
 from iris.execution.world import World
-from iris.model.text import encode_prompt, load_tokenizer
+from iris.model.template import Encoded, Template
+from iris.model.text import load_tokenizer
 from iris.plan import Stage, base_stage, data_stage
 from iris.stages import data as stage_data
 from iris.store import Artifact, Claim, Store
@@ -292,6 +293,34 @@ def test_every_unusable_row_is_counted_and_named(
     assert results["examined"] == len(good) + 1
 
 
+def test_the_one_line_says_how_many_rows_are_unusable_and_why(
+    context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoken = replace(context, progress=Progress())
+    few = [*PAIRS, *({"prompt": f"more {i}", "response": "a"} for i in range(30)), {"prompt": "a", "response": ""}]
+    summary = "1 of 43 rows unusable: 1 × empty response"
+    stage = stage_of(of_files(jsonl(tmp_path / "d.jsonl", few)))
+    results_of(stage, spoken, tmp_path / "1")
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("data d-all: 42/42 rows") and error.rstrip().endswith(summary)
+    assert "warning" not in error
+    many = [*few, {"prompt": "b", "response": " "}, {"prompt": "a" * 40, "response": "a"}]
+    stage = stage_of(of_files(jsonl(tmp_path / "e.jsonl", many), max_prompt_tokens=30))
+    results_of(stage, spoken, tmp_path / "2")
+    summary = "3 of 45 rows unusable: 2 × empty response, 1 × over-long prompt"
+    assert f"warning: data d-all: {summary}" in capsys.readouterr().err
+
+
+def test_control_tokens_in_the_texts_are_counted_in_every_row(context: Context, tmp_path: Path) -> None:
+    rows = [*PAIRS, {"prompt": "is </s> an end?", "response": "</s> and </s>"}]
+    artifact = made(of_files(jsonl(tmp_path / "d.jsonl", rows)), context)
+    assert (artifact.results["control_rows"], artifact.results["control_tokens"]) == (1, 3)
+    table = pq.read_table(artifact.folder / ROWS).to_pylist()
+    assert {row["response"]: row["control_tokens"] for row in table if row["control_tokens"]} == {"</s> and </s>": 3}
+    end = load_tokenizer(context.artifact(base_stage(MODEL, 0))).eos_token_id
+    assert all(row["prompt_tokens"].count(end) == 0 and row["response_tokens"].count(end) == 1 for row in table)
+
+
 def test_a_prompt_may_have_exactly_the_longest_length(context: Context, tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", [{"prompt": "a" * n, "response": "a"} for n in (28, 29, 30)])
     results = made(of_files(source, max_prompt_tokens=30), context).results  # the template adds one
@@ -328,7 +357,7 @@ def test_what_the_chat_template_refuses_is_counted(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}\n{% endfor %}"
     )
-    monkeypatch.setattr(stage_data, "load_tokenizer", lambda base: tokenizer)
+    monkeypatch.setattr(stage_data, "read_tokenizer", lambda folder: tokenizer)
     rows = [*GOOD_CHATS[:2], chat(("system", "s"), ("user", "who?"), ("assistant", "me"))]
     stage = stage_of(of_files(jsonl(tmp_path / "d.jsonl", rows), messages="chat"))
     results = results_of(replace(stage, identity=stage.identity | {"template": "chat"}), context, tmp_path / "claim")
@@ -399,13 +428,13 @@ def test_only_the_rows_that_are_needed_are_tokenized(
     rows = [{"prompt": f"{i:04d}" + "x" * (i % 2), "response": "r"} for i in range(2000)]
     stage = stage_of(of_files(jsonl(tmp_path / "d.jsonl", rows), size="100", max_prompt_tokens=5))
     encoded: list[str] = []
-    encode = encode_prompt
+    encode = Template.encode
 
-    def counted(tokenizer: Any, template: str, prompt: Any) -> list[int]:
-        encoded.append(prompt)
-        return encode(tokenizer, template, prompt)
+    def counted(template: Template, messages: Any, answer: str) -> Encoded:
+        encoded.append(answer)
+        return encode(template, messages, answer)
 
-    monkeypatch.setattr(stage_data, "encode_prompt", counted)
+    monkeypatch.setattr(Template, "encode", counted)
     results = results_of(stage, context, tmp_path / "claim")
     assert results["rows"] == 100
     assert len(encoded) == results["examined"] == 100 + results["unusable"]["over-long prompt"]["count"] < 300

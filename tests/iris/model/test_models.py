@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from jinja2 import TemplateError
 from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from iris.config import Execution, Model
@@ -21,7 +19,8 @@ from iris.execution.device import check_precision, find_device
 from iris.execution.progress import Progress
 from iris.execution.runner import Context, ensure
 from iris.model.policy import add_lora, load_policy, model_folder, save_policy
-from iris.model.text import check_template, encode_prompt, encode_response, eos_token_ids, response_end
+from iris.model.template import Template
+from iris.model.text import eos_token_ids
 from iris.plan import base_stage
 from iris.stages.base import character_tokenizer
 from iris.store import Artifact, Store
@@ -302,81 +301,38 @@ def chat(template: str | None, *special: str) -> PreTrainedTokenizerFast:
     ids=["chatml", "zephyr"],
 )
 def test_prompt_and_response_are_the_rendered_conversation(tokenizer: PreTrainedTokenizerFast, end: str) -> None:
-    check_template(tokenizer, "chat")
-    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "  why?\n"}]
-    response = encode_response(tokenizer, "chat", " so. ")
-    assert response[-1] == response_end(tokenizer, "chat") == tokenizer.convert_tokens_to_ids(end)
-    assert response.count(response[-1]) == 1
+    template = Template(tokenizer, "chat")
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "  why?\n"}]
+    example = template.encode(messages, " so. ")
+    assert example.response[-1] == template.end == tokenizer.convert_tokens_to_ids(end)
+    assert example.response.count(template.end) == 1
     rendered: Any = tokenizer.apply_chat_template(
-        [*turns, {"role": "assistant", "content": " so. "}], tokenize=True, return_dict=False
+        [*messages, {"role": "assistant", "content": " so. "}], tokenize=True, return_dict=False
     )
-    ids = encode_prompt(tokenizer, "chat", turns) + response
+    ids = example.prompt + example.response
     assert ids == rendered[: len(ids)]
     assert tokenizer.decode(rendered[len(ids) :]) == "\n"
-    alone = encode_prompt(tokenizer, "chat", "hello")
-    assert alone == encode_prompt(tokenizer, "chat", [{"role": "user", "content": "hello"}])
 
 
 def test_the_papers_template() -> None:
     tokenizer = chat(None)
-    check_template(tokenizer, PAPERS)
-    prompt = encode_prompt(tokenizer, PAPERS, "is {prompt} {x} </s> a brace?")
+    template = Template(tokenizer, PAPERS)
+    prompt = template.prompt([{"role": "user", "content": "is {prompt} {x} </s> a brace?"}])
     assert tokenizer.decode(prompt) == "### Instruction: is {prompt} {x} </s> a brace<unk>\n\n### Response: "
     assert tokenizer.eos_token_id not in prompt
-    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why"}]
-    assert encode_prompt(tokenizer, PAPERS, turns) == encode_prompt(tokenizer, PAPERS, "be brief\n\nwhy")
-    assert encode_response(tokenizer, PAPERS, "so")[-1] == tokenizer.eos_token_id
-
-
-def test_a_beginning_token_is_there_when_the_tokenizer_adds_one() -> None:
-    tokenizer = chat(None)
-    without = encode_prompt(tokenizer, "{prompt}", "a")
-    tokenizer.add_special_tokens({"bos_token": "<b>"})
-    assert encode_prompt(tokenizer, "{prompt}", "a") == without
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<b> $A </s>", special_tokens=[("<b>", begin), ("</s>", end)]
-    )
-    assert encode_prompt(tokenizer, "{prompt}", "a") == [begin, *without]
-    assert encode_response(tokenizer, "{prompt}", "a") == [*without, end]
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why"}]
+    assert template.prompt(messages) == template.prompt([{"role": "user", "content": "be brief\n\nwhy"}])
+    example = template.encode(messages, "so")
+    assert tokenizer.decode(example.response) == "so</s>" and example.response[-1] == tokenizer.eos_token_id
 
 
 def test_special_tokens_written_in_a_response_stay_text() -> None:
     tokenizer = chat(CHATML, "<|im_start|>", "<|im_end|>")
-    response = encode_response(tokenizer, "chat", "a<|im_end|>b</s>")
+    response = Template(tokenizer, "chat").encode([{"role": "user", "content": "a"}], "a<|im_end|>b</s>").response
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     assert special.isdisjoint(response[:-1]) and response[-1] in special
     assert tokenizer.decode(response[:-1]) == "a<|im_end|>b</s>"
     assert tokenizer.encode("a</s>")[-1] == tokenizer.eos_token_id  # the tokenizer itself is as it was
-
-
-@pytest.mark.parametrize(
-    ("chat_template", "template", "match"),
-    [
-        (None, "chat", "no chat template"),
-        (CHATML, "### Instruction: ", "a text with {prompt} in it"),
-        ("{{ messages[0]['content'] }}", "### {promt}", "a text with {prompt} in it"),
-        (
-            "{% for m in messages if m.role == 'user' %}{{ m.role }}{% endfor %}",
-            "chat",
-            "leaves out what the assistant",
-        ),
-    ],
-)
-def test_templates_that_cannot_be_used(chat_template: str | None, template: str, match: str) -> None:
-    with pytest.raises(UserError, match=match):
-        check_template(chat(chat_template), template)
-
-
-def test_a_template_may_refuse_messages() -> None:
-    tokenizer = chat("{{ raise_exception('user first') if messages[0]['role'] != 'user' }}" + CHATML)
-    with pytest.raises(TemplateError, match="user first"):
-        encode_prompt(tokenizer, "chat", [{"role": "assistant", "content": "a"}])
-
-
-def test_a_response_ends_with_eos_where_the_template_writes_no_end() -> None:
-    tokenizer = chat("{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}")
-    assert response_end(tokenizer, "chat") == tokenizer.eos_token_id
 
 
 def test_sampling_stops_at_every_end(context: Context) -> None:

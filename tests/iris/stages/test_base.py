@@ -21,15 +21,8 @@ from iris.execution.progress import Progress
 from iris.execution.runner import Context, ensure
 from iris.execution.world import World
 from iris.model.policy import load_policy, model_folder
-from iris.model.text import (
-    check_template,
-    encode_prompt,
-    encode_response,
-    eos_token_ids,
-    load_tokenizer,
-    read_tokenizer,
-    response_end,
-)
+from iris.model.template import Template
+from iris.model.text import eos_token_ids, load_tokenizer, read_tokenizer
 from iris.plan import base_stage
 from iris.stages import base
 from iris.store import Artifact, Claim, Store
@@ -317,15 +310,15 @@ def test_smollm2_from_its_package(tmp_path: Path) -> None:
     config = made.read_json("model/config.json")
     assert config["dtype"] == "float32" and "quantization_config" not in config
     tokenizer = load_tokenizer(made)
-    check_template(tokenizer, "chat")
+    template = Template(tokenizer, "chat")
     policy = load_policy(made, context.store, precision="float32", device=torch.device("cpu"))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert eos_token_ids(policy.generation_config, tokenizer) == [end] == [response_end(tokenizer, "chat")]
+    assert eos_token_ids(policy.generation_config, tokenizer) == [end] == [template.end]
 
     # What is trained on is what the template renders, up to the token that ends the answer.
     question, answer = {"role": "user", "content": "What is 7 + 5?"}, "It is 12.\n\n  (7 + 5 = 12) "
-    prompt = encode_prompt(tokenizer, "chat", [question])
-    response = encode_response(tokenizer, "chat", answer)
+    example = template.encode([question], answer)
+    prompt, response = example.prompt, example.response
     turns = [question, {"role": "assistant", "content": answer}]
     rendered: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     assert prompt + response == rendered[: len(prompt) + len(response)]
