@@ -1,5 +1,6 @@
 """The costs of a search, from manifests, compared with running each trial whole and by itself."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,17 +19,16 @@ class Ledger:
 
     store: Store
     unit: str
-    hours: dict[str, float | None] = field(default_factory=dict)
-    shards: dict[str, list[str]] = field(default_factory=dict)
-    reused: dict[str, list[str]] = field(default_factory=dict)
+    hours: dict[str, float] = field(default_factory=dict)
+    shards: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    reused: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def read(self, name: str) -> float | None:
-        """Return the hours of a finished stage without its shards; None if it has not run."""
+    def read(self, name: str) -> float:
+        """Return the hours of a stage without its shards; 0 if it is not finished."""
         if name not in self.hours:
             kind, key = split_id(name)
-            found = self.store.find(kind, key)
-            self.hours[name] = None
-            if found is not None:
+            self.hours[name] = 0.0
+            if found := self.store.find(kind, key):
                 spent = cost(found.manifest)
                 self.shards[name] = [f"{kind}/{shard}" for shard in spent.shards]
                 self.reused[name] = [f"evaluate/{key}" for key in found.manifest["provenance"].get("reused", {})]
@@ -36,14 +36,13 @@ class Ledger:
         return self.hours[name]
 
     def total(self, names: Iterable[str]) -> float:
-        """Return the hours of finished stages and of their shards, each counted once."""
-        done = {name for name in names if self.read(name) is not None}
-        return sum(self.read(name) or 0.0 for name in done.union(*(self.shards[name] for name in done)))
+        """Return the hours of stages and of their shards, each counted once."""
+        own = {name: self.read(name) for name in names}
+        return sum(map(self.read, {*own}.union(*(self.shards[name] for name in own))))
 
-    def alone(self, name: str) -> float | None:
+    def alone(self, name: str) -> float:
         """Return the hours of one stage on an empty store: with its shards and the evaluations that it reused."""
-        if self.read(name) is None:
-            return None
+        self.read(name)
         return self.total([name, *self.reused[name]])
 
 
@@ -61,7 +60,7 @@ def path(record: Record) -> list[str]:
 def of_record(store: Store, record: Record, unit: str) -> float:
     """Return the hours of a finished trial, whichever trial computed its stages."""
     ledger = Ledger(store, unit)
-    return sum(ledger.alone(name) or 0.0 for name in path(record))
+    return sum(ledger.alone(name) for name in path(record))
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def account(store: Store, trials: Sequence[Done], unit: str) -> Account:
     setup = sum(hours[name] for name in every if _is_setup(name)) - start
     pruning = sum(hours[name] for name in set(every) - ran)
     used = ran & set(every)
-    needed = ledger.total(used.union(*(ledger.reused.get(name, []) for name in used)))
+    needed = ledger.total(used.union(*(ledger.reused[name] for name in used)))
     executed = ledger.total(ran | parts)
     estimated = sum(hours[name] for name in every if name not in ran) / whole if whole else 0.0
     prefixes = whole - setup - pruning - needed
@@ -120,11 +119,11 @@ def _is_setup(name: str) -> bool:
 
 def _hours(ledger: Ledger, every: set[str], ran: set[str], parts: set[str]) -> dict[str, float]:
     """Return each stage's hours by itself; for one that no trial ran, the mean of its kind."""
-    known = {name: ledger.alone(name) or 0.0 for name in ran}
+    known = {name: ledger.alone(name) for name in ran}
     kinds: dict[str, list[float]] = {}
     for name, hours in known.items():
         kinds.setdefault(split_id(name)[0], []).append(hours)
     if "evaluate" not in kinds:  # no trial is complete: use the evaluations of rungs
-        kinds["evaluate"] = [ledger.alone(name) or 0.0 for name in parts]
+        kinds["evaluate"] = [ledger.alone(name) for name in parts]
     means = {kind: sum(values) / len(values) for kind, values in kinds.items() if values}
     return {name: known.get(name, means.get(split_id(name)[0], 0.0)) for name in every}
