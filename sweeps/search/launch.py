@@ -44,7 +44,7 @@ class WorkerJob(Job):
 
 @dataclass(frozen=True)
 class Request:
-    """The workers that somebody asks for."""
+    """The workers that a command asks for."""
 
     launcher: Launcher
     workers: int
