@@ -8,7 +8,7 @@ from rich.table import Table
 from iris.store import Store
 from sweeps.cli.amounts import duration, size
 from sweeps.cost.estimate import Estimate, KindEstimate
-from sweeps.cost.model import GPU
+from sweeps.cost.formula import GPU
 from sweeps.study.plan import Plan
 
 

@@ -1,161 +1,133 @@
-"""The cost of each stage of a plan: what the cost model says, corrected by finished stages that are alike."""
+"""Cost of every stage of a plan: the formula, scaled by the median ratio to similar finished stages."""
 
 import statistics
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
-from iris.config import Execution
-from iris.plan import Stage, canonical
-from iris.store import Store
-from sweeps.cost import model, model_size
-from sweeps.cost.measured import Measured, samples
-from sweeps.cost.model import Rows, Setting
-from sweeps.cost.model_size import ModelSize
+from iris.plan import Stage, base_of, canonical
+from iris.store import Artifact, Store
+from sweeps.cost import formula, model_size
+from sweeps.cost.formula import Rows
+from sweeps.cost.measured import Sample, samples
 from sweeps.study.plan import Plan
 
-_UNKNOWN = 100_000  # rows of a subset whose size is not known before its data stage has run
-_NO_ROWS = Rows(0, 0, 0)
+_ASSUMED_ROWS = 100_000  # of a subset without a size before its data stage has run
 
 
 class Cost(NamedTuple):
-    """Seconds of device time: of the whole stage, and without the shards that a smaller subset has; bytes it leaves."""
+    """Device seconds of a stage alone, device seconds less the shards of a smaller subset, and bytes stored."""
 
-    whole: float
+    alone: float
     seconds: float
     stored: float
 
 
 class Costs:
-    """The cost of every stage of a plan, on one kind of machine for all."""
+    """Costs of a plan's stages; `measured` counts finished stages by kind, `notes` are assumptions for users."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store = plan, store
-        self.notes: list[str] = []
-        self.correction: dict[str, tuple[float, float]] = {}  # of seconds and of bytes, by kind
-        self.measured: dict[str, int] = {}
-        self._known: dict[Hashable, tuple[float, float]] = {}
-        self._sizes: dict[str, ModelSize] = {}  # by key, as the next two
-        self._rows: dict[str, Rows] = {}
-        self._bases: dict[str, Stage] = {}
-        for stage in plan.stages.values():
-            self._bases[stage.key] = self._base(stage)
-        found = self._samples = samples(plan, store)  # kept, so that nothing else gets the id of an identity
+        self.notes: dict[str, None] = {}
+        self._plan, self._store = plan, store
+        self._parameters: dict[str, float] = {}  # by key of a base stage
+        self._rows: dict[str, Rows] = {}  # by key of a data stage
+        found = samples(plan, store)
+        self._lengths = {_without_size(s.stage): _rows(s.artifact) for s in found if s.stage.kind == "data"}
         on_cpu = all(e.config.execution.device == "cpu" for e in plan.experiments)
-        idle = bool(found) and not any(sample.gpu for sample in found)
-        self.machine = model.CPU if on_cpu or idle else model.GPU
-        self._means = {_family(s.stage): _rows(s.results) for s in found if s.stage.kind == "data"}
-        self._correct([s for s in found if s.gpu == (self.machine is model.GPU)])
+        self.machine = formula.CPU if on_cpu or (found and not any(s.gpu for s in found)) else formula.GPU
+        comparable = [s for s in found if s.gpu == (self.machine is formula.GPU)]
+        self.measured = Counter(s.stage.kind for s in comparable)
+        self._scale = {kind: self._ratios([s for s in comparable if s.stage.kind == kind]) for kind in self.measured}
 
-    def all(self) -> dict[str, Cost]:
-        """The cost of each stage, by its name in the plan."""
-        fresh = self._fresh()
-        return {name: self._cost(name, stage, fresh.get(name)) for name, stage in self.plan.stages.items()}
+    def by_stage(self) -> dict[str, Cost]:
+        """Return the cost of each stage by its name in the plan."""
+        fresh = _fresh_rows(self._plan, self._rows_of)
+        return {name: self._cost(name, stage, fresh.get(name)) for name, stage in self._plan.stages.items()}
 
     def _cost(self, name: str, stage: Stage, fresh: float | None) -> Cost:
-        execution = self.plan.experiments[self.plan.users[name][0]].config.execution
-        seconds, stored = self._model(stage, execution, fresh)
-        whole = seconds if fresh is None else self._model(stage, execution)[0]
-        time, space = self.correction.get(stage.kind, (1.0, 1.0))
-        return Cost(whole * time, seconds * time, stored * space)
+        user = self._plan.users[name][0]
+        time, space = self._scale.get(stage.kind, (1.0, 1.0))
+        alone, stored = self._formula(stage, user)
+        if fresh is None:
+            return Cost(alone * time, alone * time, stored * space)
+        seconds, stored = self._formula(stage, user, fresh)
+        return Cost(alone * time, seconds * time, stored * space)
 
-    def _model(self, stage: Stage, execution: Execution, fresh: float | None = None) -> tuple[float, float]:
-        """Seconds and bytes; worked out once for all stages that are alike, such as those of another seed."""
-        base = self._bases.get(stage.key) or self._base(stage)
-        data = stage if stage.kind == "data" else stage.inputs.get("data")
-        key = model.like(stage), id(base), id(data), id(execution), fresh
-        if key not in self._known:
-            size, rows = self._size(base), self._rows_of(stage)
-            work = model.work(stage, Setting(size, rows, rows.count if fresh is None else fresh, execution))
-            self._known[key] = work.duration(self.machine, size), work.stored
-        return self._known[key]
+    def _formula(self, stage: Stage, user: int = 0, fresh: float | None = None) -> tuple[float, float]:
+        rows, parameters = self._rows_of(stage), self._parameters_of(stage)
+        rows = rows if fresh is None else rows._replace(size=fresh)
+        work = formula.work(stage, rows, parameters, self._plan.experiments[user].config.execution)
+        return work.seconds(self.machine, parameters), work.stored
 
-    def _correct(self, found: Sequence[Measured]) -> None:
-        ratios: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for sample in found:
-            seconds, stored = self._model(sample.stage, self.plan.experiments[0].config.execution)
-            ratios[sample.stage.kind].append((sample.seconds / seconds, sample.stored / stored if stored else 1.0))
-        for kind, pairs in ratios.items():
-            times, spaces = zip(*pairs, strict=True)
-            self.correction[kind] = statistics.median(times), statistics.median(spaces)
-            self.measured[kind] = len(pairs)
+    def _ratios(self, found: Sequence[Sample]) -> tuple[float, float]:
+        """Return the median ratios of measured seconds and bytes to the formula's."""
+        expected = [self._formula(sample.stage) for sample in found]
+        times = [sample.seconds / seconds for sample, (seconds, _) in zip(found, expected, strict=True)]
+        spaces = [
+            sample.stored / stored if stored else 1.0 for sample, (_, stored) in zip(found, expected, strict=True)
+        ]
+        return statistics.median(times), statistics.median(spaces)
 
-    # --- what the work of a stage depends on
-
-    def _base(self, stage: Stage) -> Stage:
-        policy = stage.inputs.get("policy") or stage.inputs.get("tokenizer")
-        return self._bases[policy.key] if isinstance(policy, Stage) else stage
-
-    def _size(self, base: Stage) -> ModelSize:
-        if base.key not in self._sizes:
-            size = self._sizes[base.key] = model_size.of_base(base, self.store)
-            if size.note and size.note not in self.notes:
-                self.notes.append(size.note)
-        return self._sizes[base.key]
+    def _parameters_of(self, stage: Stage) -> float:
+        base = stage.one("tokenizer") if stage.kind == "data" else base_of(stage)
+        if base.key not in self._parameters:
+            self._parameters[base.key], note = model_size.parameters(base, self._store)
+            self.notes |= {note: None} if note else {}
+        return self._parameters[base.key]
 
     def _rows_of(self, stage: Stage) -> Rows:
         data = stage if stage.kind == "data" else stage.inputs.get("data")
-        return self._of_data(data) if isinstance(data, Stage) else _NO_ROWS
-
-    def _of_data(self, data: Stage) -> Rows:
+        if not isinstance(data, Stage):
+            return Rows(0, 0, 0)
         if data.key not in self._rows:
-            self._rows[data.key] = self._found_rows(data) or self._assumed_rows(data)
+            artifact = self._store.find("data", data.key) if data.id in self._plan.cached else None
+            self._rows[data.key] = _rows(artifact) if artifact else self._assumed_rows(data)
         return self._rows[data.key]
 
-    def _found_rows(self, data: Stage) -> Rows | None:
-        artifact = self.store.find("data", data.key) if data.id in self.plan.cached else None
-        if artifact is None:
-            return None
-        return _rows(artifact.results)
-
     def _assumed_rows(self, data: Stage) -> Rows:
-        """As long as those of another subset; else prompts of 0.3 and responses of 0.6 times their limits.
+        """Assume lengths of another subset, else prompts of 0.3 and responses of 0.6 times their limits.
 
-        That is about what UltraChat200k has.
+        UltraChat200k has about these.
         """
         identity = data.identity
         count = identity["size"] or identity["generator"].get("train")
         if count is None:
-            count = _UNKNOWN
-            self.notes.append(f"{data.name}: of unknown size, counted as {_UNKNOWN:,} rows")
+            count = _ASSUMED_ROWS
+            self.notes[f"{data.name}: size unknown, assumed {count:,} rows"] = None
         limits = Rows(0, 0.3 * identity["max_prompt_tokens"], 0.6 * identity["max_response_tokens"])
-        means = self._means.get(_family(data), limits)
-        return Rows(count, means.prompt, means.response)
-
-    # --- subsets: responses and scores are shards that nested ones share
-
-    def _fresh(self) -> dict[str, float]:
-        """The rows that a missing stage of shards has to compute, where a smaller subset has computed some of them."""
-        of_policy: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for name, stage in self.plan.stages.items():
-            if stage.kind in ("generate", "score"):
-                of_policy[stage.kind, stage.one("policy").key].append(name)
-        families: dict[Hashable, list[tuple[float, str]]] = defaultdict(list)
-        for names in of_policy.values():
-            stages = [self.plan.stages[name] for name in names]
-            if len({stage.one("data").key for stage in stages}) > 1:
-                for name, stage in zip(names, stages, strict=True):
-                    families[_family(stage)].append((self._rows_of(stage).count, name))
-        fresh = {}
-        for members in families.values():
-            done = max((count for count, name in members if name in self.plan.cached), default=0.0)
-            for count, name in sorted(members):
-                if name not in self.plan.cached and done:
-                    fresh[name] = max(0.0, count - done)
-                done = max(done, count)
-        return fresh
+        return self._lengths.get(_without_size(data), limits)._replace(size=count)
 
 
-def _rows(results: Mapping[str, Any]) -> Rows:
-    """What a finished data stage reports."""
-    count = results["rows"]
-    return Rows(count, results["prompt_tokens"] / count, results["response_tokens"] / count)
+def _rows(data: Artifact) -> Rows:
+    count = data.results["rows"]
+    return Rows(count, data.results["prompt_tokens"] / count, data.results["response_tokens"] / count)
 
 
-def _family(stage: Stage) -> Hashable:
-    """What the same stage on another nested subset agrees in."""
+def _fresh_rows(plan: Plan, rows_of: Callable[[Stage], Rows]) -> dict[str, float]:
+    """Return rows to compute by stage name, for missing stages that reuse the shards of a smaller subset."""
+    by_policy: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, stage in plan.stages.items():
+        if stage.kind in ("generate", "score"):
+            by_policy[stage.kind, stage.one("policy").key].append(name)
+    nested: dict[Hashable, list[tuple[float, str]]] = defaultdict(list)
+    for names in by_policy.values():
+        if len({plan.stages[name].one("data") for name in names}) > 1:
+            for name in names:
+                nested[_without_size(plan.stages[name])].append((rows_of(plan.stages[name]).size, name))
+    fresh = {}
+    for members in nested.values():
+        done = max((count for count, name in members if name in plan.cached), default=0.0)
+        for count, name in sorted(members):
+            if name not in plan.cached and done:
+                fresh[name] = max(0.0, count - done)
+            done = max(done, count)
+    return fresh
+
+
+def _without_size(stage: Stage) -> Hashable:
+    """Return what a stage has in common with the same stage on another nested subset."""
     if stage.kind == "data":
-        return canonical({k: v for k, v in stage.identity.items() if k != "size"})
+        return canonical({key: value for key, value in stage.identity.items() if key != "size"})
     source = stage.inputs.get("responses", stage.inputs["data"])
     assert isinstance(source, Stage)
-    return stage.kind, stage.one("policy"), canonical(stage.identity), _family(source)
+    return stage.kind, stage.one("policy").key, canonical(stage.identity), _without_size(source)

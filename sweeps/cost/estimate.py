@@ -1,14 +1,15 @@
-"""What a plan will cost: device time, disk and wall time per kind of stage, and what is saved by doing things once."""
+"""Estimate what a plan costs: device time, disk and wall time per kind of stage, and what caching and sharing save."""
 
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from iris.errors import UserError
 from iris.plan import VERSIONS, Stage
 from iris.store import Store
 from sweeps.cost.costs import Cost, Costs
-from sweeps.cost.model import Machine
+from sweeps.cost.formula import Machine
 from sweeps.study.plan import Plan
 
 Devices = Callable[[str], int]  # how many devices a stage of a kind runs on
@@ -16,7 +17,7 @@ Devices = Callable[[str], int]  # how many devices a stage of a kind runs on
 
 @dataclass(frozen=True)
 class KindEstimate:
-    """The stages of one kind, and what the missing ones take: device hours and bytes."""
+    """Counts of the stages of one kind; device hours, bytes and median wall seconds of the missing ones."""
 
     kind: str
     stages: int
@@ -24,26 +25,26 @@ class KindEstimate:
     shared: int
     hours: float
     stored: float
-    seconds: float | None  # wall time of a missing one (median); None where none is missing
+    seconds: float | None  # None where none is missing
 
     @property
     def missing(self) -> int:
-        """Stages to be run."""
+        """Stages that have not run."""
         return self.stages - self.cached
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is missing of a plan, and why it is no more than that. Hours are device hours, `longest` is wall seconds."""
+    """Cost of a plan's missing stages, and device hours that it does not cost."""
 
     machine: Machine
     kinds: list[KindEstimate]
-    shared: float  # hours saved: stages before the first iteration's training that several experiments need,
-    prefixes: float  # … those of iterations in which several agree,
-    nested: float  # … prompts that a smaller subset has,
-    cached: float  # … and stages that are finished
-    longest: float  # of the longest chain of missing stages
-    measured: dict[str, int]  # finished stages behind the estimate of a kind
+    shared: float  # hours saved: stages of several experiments that no training precedes run once
+    prefixes: float  # hours saved: common iterations run once
+    nested: float  # hours saved: prompts that a smaller subset has computed
+    cached: float  # hours of finished stages
+    longest: float  # wall seconds of the longest chain of missing stages
+    measured: dict[str, int]  # finished stages that an estimate rests on, by kind
     notes: list[str]
 
     @property
@@ -55,30 +56,33 @@ class Estimate:
 def estimate(plan: Plan, store: Store, devices: Devices = lambda kind: 1) -> Estimate:
     """Estimate what is missing; reads a few dozen manifests of the store."""
     costs = Costs(plan, store)
-    cost = costs.all()
+    cost = costs.by_stage()
     missing = [name for name in plan.stages if name not in plan.cached]
     by_kind: dict[str, list[str]] = {kind: [] for kind in VERSIONS}
     for name, stage in plan.stages.items():
         by_kind[stage.kind].append(name)
+    shared, prefixes = _saved(plan, cost, missing)
     return Estimate(
         costs.machine,
         [_of_kind(kind, names, plan, cost, devices(kind)) for kind, names in by_kind.items() if names],
-        *_saved(plan, cost, missing),
-        sum(cost[name].whole - cost[name].seconds for name in missing) / 3600,
-        sum(cost[name].whole for name in plan.cached) / 3600,
-        _longest(plan, cost, devices),
-        costs.measured,
-        costs.notes,
+        shared,
+        prefixes,
+        nested=sum(cost[name].alone - cost[name].seconds for name in missing) / 3600,
+        cached=sum(cost[name].alone for name in plan.cached) / 3600,
+        longest=_longest(plan, cost, devices),
+        measured=costs.measured,
+        notes=list(costs.notes),
     )
 
 
 def _saved(plan: Plan, cost: Mapping[str, Cost], missing: list[str]) -> tuple[float, float]:
-    """The hours that running shared stages once saves: those that no training comes before, and the others."""
-    trained: dict[str, bool] = {}
-    for name, stage in plan.stages.items():
-        trained[name] = stage.kind == "train" or any(trained[before.id] for before in stage.parents)
-    hours = {name: cost[name].whole * (len(plan.users[name]) - 1) / 3600 for name in missing}
-    prefixes = sum(saved for name, saved in hours.items() if trained[name])
+    """Return hours saved by running shared stages once: those that no training precedes, and all others."""
+    trained: set[Any] = set()
+    for stage in plan.stages.values():
+        if stage.kind == "train" or stage.inputs.get("policy") in trained:
+            trained.add(stage)
+    hours = {name: cost[name].alone * (len(plan.users[name]) - 1) / 3600 for name in missing}
+    prefixes = sum(saved for name, saved in hours.items() if plan.stages[name] in trained)
     return sum(hours.values()) - prefixes, prefixes
 
 
@@ -96,22 +100,21 @@ def _of_kind(kind: str, names: list[str], plan: Plan, cost: Mapping[str, Cost], 
 
 
 def _longest(plan: Plan, cost: Mapping[str, Cost], devices: Devices) -> float:
-    """Wall seconds of the longest chain of missing stages, each on its devices."""
     ends: dict[Stage, float] = {}
-    of_kind = {kind: devices(kind) for kind in VERSIONS}
+    count = {kind: devices(kind) for kind in VERSIONS}
     for name, stage in plan.stages.items():
         if name not in plan.cached:
-            latest = max((ends.get(before, 0.0) for before in stage.parents), default=0.0)
-            ends[stage] = latest + cost[name].seconds / of_kind[stage.kind]
+            start = max((ends.get(source, 0.0) for source in stage.parents), default=0.0)
+            ends[stage] = start + cost[name].seconds / count[stage.kind]
     return max(ends.values(), default=0.0)
 
 
 def check_budget(found: Estimate, hours: float) -> None:
-    """Refuse a plan that is estimated to cost more than `hours` of device time."""
+    """Raise UserError where a plan is estimated above `hours` of device time."""
     if found.hours > hours:
-        dearest = sorted(found.kinds, key=lambda k: -k.hours)
-        parts = ", ".join(f"{k.kind} {k.hours:.3g}" for k in dearest if k.hours >= 0.05 * found.hours)
+        costly = [k for k in sorted(found.kinds, key=lambda k: -k.hours) if k.hours >= 0.05 * found.hours]
+        parts = ", ".join(f"{k.kind} {k.hours:.3g}" for k in costly)
         raise UserError(
-            f"budget_gpu_hours={hours:g}: what is missing is estimated at {found.hours:.4g} hours ({parts}). Ask for "
-            "less, such as seeds=[0], or raise the budget."
+            f"budget_gpu_hours={hours:g}: missing stages are estimated at {found.hours:.4g} hours ({parts}). Reduce "
+            "the study, such as with seeds=[0], or raise the budget."
         )

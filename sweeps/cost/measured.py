@@ -1,63 +1,56 @@
-"""What finished stages have taken that are like those of a plan."""
+"""Measured costs of finished stages similar to a plan's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 from iris.cost import cost
 from iris.plan import VERSIONS, Stage
 from iris.store import Artifact, Store
 from sweeps.study.plan import Plan, seedless
 
-_STAGES = 4  # read per kind
-_SHARDS = 2  # read per stage
+_STAGES = 4  # artifacts read per kind
+_SHARDS = 2  # shards read per artifact
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A finished stage: its results, seconds of device time, whether on GPUs, and bytes in the store."""
+class Sample:
+    """A finished stage: its artifact, seconds of device time, whether on GPUs, and bytes in the store."""
 
     stage: Stage
-    results: Mapping[str, Any]
+    artifact: Artifact
     seconds: float
     gpu: bool
     stored: float
 
 
-def samples(plan: Plan, store: Store) -> list[Measured]:
-    """A few finished stages of each kind: of the plan itself, or else with the name of one of it but for the seed."""
-    by_kind: dict[str, list[tuple[str, Stage]]] = {kind: [] for kind in VERSIONS}
-    for name, stage in plan.stages.items():
-        by_kind[stage.kind].append((name, stage))
-    found = (like for kind, stages in by_kind.items() for like in islice(_like(kind, stages, plan, store), _STAGES))
-    return [_sample(stage, artifact, store) for stage, artifact in found]
+def samples(plan: Plan, store: Store) -> list[Sample]:
+    """Read a few finished stages per kind: of the plan, then others of the same name but for the seed."""
+    return [
+        _sample(stage, artifact, store)
+        for kind in VERSIONS
+        for stage, artifact in islice(_similar(kind, plan, store), _STAGES)
+    ]
 
 
-def _like(kind: str, stages: Sequence[tuple[str, Stage]], plan: Plan, store: Store) -> Iterator[tuple[Stage, Artifact]]:
-    cached = [stage for name, stage in stages if name in plan.cached]
-    for stage in cached[:: max(1, len(cached) // _STAGES)]:
-        if artifact := store.find(kind, stage.key):
-            yield stage, artifact
-    others = sorted(key for key in store.keys(kind) if f"{kind}/{key}" not in plan.stages)
-    wanted = {seedless(stage.name): stage for name, stage in stages if name not in plan.cached} if others else {}
-    for key in others:
-        like = wanted.get(seedless(key.rsplit("-", 1)[0]))
-        if like and (artifact := store.find(kind, key)):
-            yield replace(like, identity=artifact.manifest["identity"]), artifact
+def _similar(kind: str, plan: Plan, store: Store) -> Iterator[tuple[Stage, Artifact]]:
+    keys = sorted(store.keys(kind))
+    mine = [key for key in keys if f"{kind}/{key}" in plan.cached]
+    others = [key for key in keys if f"{kind}/{key}" not in plan.cached]
+    by_name = {seedless(s.name): s for s in plan.stages.values() if s.kind == kind} if others else {}
+    for key in [*mine[:: max(1, len(mine) // _STAGES)], *others]:
+        stage = plan.stages.get(f"{kind}/{key}") or by_name.get(seedless(key.rsplit("-", 1)[0]))
+        if stage and (artifact := store.find(kind, key)):
+            yield replace(stage, identity=artifact.manifest["identity"]), artifact
 
 
-def _sample(stage: Stage, artifact: Artifact, store: Store) -> Measured:
+def _sample(stage: Stage, artifact: Artifact, store: Store) -> Sample:
     spent = cost(artifact.manifest)
-    parts = [a for key in spent.shards[:_SHARDS] if (a := store.find(stage.kind, key))]
-    scale = len(spent.shards) / max(1, len(parts))
-    return Measured(
-        stage,
-        artifact.results,
-        spent.device_seconds + scale * sum(cost(a.manifest).device_seconds for a in parts),
-        bool(spent.gpu_seconds),
-        _stored(artifact) + scale * sum(map(_stored, parts)),
-    )
+    shards = [shard for key in spent.shards[:_SHARDS] if (shard := store.find(stage.kind, key))]
+    scale = len(spent.shards) / max(1, len(shards))
+    seconds = spent.device_seconds + scale * sum(cost(shard.manifest).device_seconds for shard in shards)
+    stored = _stored(artifact) + scale * sum(map(_stored, shards))
+    return Sample(stage, artifact, seconds, spent.gpu_seconds > 0, stored)
 
 
 def _stored(artifact: Artifact) -> float:

@@ -76,7 +76,7 @@ def test_the_budget(command: Command) -> None:
     status, out, err = command(*words, "budget_gpu_hours=3.5")
     assert status == 2
     assert out.startswith("study methods"), "the plan shows what costs that much"
-    assert err.startswith("error: budget_gpu_hours=3.5: what is missing is estimated at ")
+    assert err.startswith("error: budget_gpu_hours=3.5: missing stages are estimated at ")
     assert err.count("\n") == 1
 
 
