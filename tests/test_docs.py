@@ -9,6 +9,7 @@ import pytest
 from analysis.__main__ import main as analysis_main
 from iris import compose
 from iris.config import Config
+from sweeps.__main__ import COMMANDS
 from sweeps.cli.arguments import parse
 from sweeps.launch.launchers import load_launcher
 from sweeps.search.file import load_search
@@ -49,16 +50,14 @@ def check(program: str, arguments: str) -> None:
 
 
 def check_sweep(command: str, *words: str) -> None:
-    flags = {"--watch": "", "--retry": "", "--report": "", "--why": "KEY"}
-    settings = ("study", "search", "launcher", "workers", "budget_gpu_hours", "store")
-    given = parse(words, settings=settings, flags=flags, names=True)
-    assert command in ("plan", "launch", "status", "logs", "cancel", "retry", "rm", "search")
+    given = parse(words, COMMANDS[command])
+    overrides = given.rest if COMMANDS[command].rest == "overrides" else []
     if "launcher" in given.settings:
         load_launcher(given.settings["launcher"], given.under("launcher"))
     if "search" in given.settings:
-        load_search(given.settings["search"], given.overrides)
+        load_search(given.settings["search"], overrides)
     if "study" in given.settings:
-        first, *_ = points(load_study(given.settings["study"], given.overrides))
+        first, *_ = points(load_study(given.settings["study"], overrides))
         Composer().config(first.overrides)
 
 

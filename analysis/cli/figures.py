@@ -1,22 +1,22 @@
-"""python -m analysis figures study=NAME [store=FOLDER] [out=FOLDER] [--rebuild]
+"""python -m analysis figures study=NAME
 
-Writes the study's figures as PNG, SVG and PDF. Default folder: outputs/analysis/STUDY.
+Writes the study's figures as PNG, SVG and PDF.
+
+    store=FOLDER   the store (default iris-store)
+    out=FOLDER     where to write (default outputs/analysis/STUDY)
+    --rebuild      read all manifests of the study again
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.cli import options
 from analysis.show import figures, style
 from iris.errors import UserError
+from sweeps.cli.arguments import Arguments
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(given: Arguments) -> int:
     """Run the command."""
-    if any(word in ("--help", "-h") for word in arguments):
-        print(__doc__)
-        return 0
-    given = options.read(arguments, ("out",))
     frames = options.frames(given)
     folder = Path(given.settings.get("out", f"outputs/analysis/{frames.study}")).expanduser()
     for name, draw in figures.of(frames).items():

@@ -12,20 +12,10 @@ from analysis.show import table
 from analysis.show.table import Table
 from iris.errors import UserError, nearest
 from iris.files import write_atomic
-from sweeps.cli.arguments import Arguments, parse
+from sweeps.cli.arguments import Arguments
 
 _TEXTS = {".md": table.to_markdown, ".tex": table.to_latex, ".csv": table.to_csv, ".html": table.to_html}
 FORMATS = (*_TEXTS, ".parquet")
-
-
-def read(arguments: Sequence[str], settings: Sequence[str], *, names: bool = False) -> Arguments:
-    """Parse the words of a command. Raises UserError for unknown ones."""
-    known = ("study", "store", *settings)
-    given = parse(arguments, settings=known, flags={"--rebuild": ""}, names=names)
-    for word in given.overrides:
-        key = word.partition("=")[0]
-        raise UserError(f"{word}: no setting of this command.{nearest(key, known)} It has: {', '.join(known)}.")
-    return given
 
 
 def frames(given: Arguments) -> Frames:

@@ -1,23 +1,24 @@
-"""python -m analysis report study=NAME [store=FOLDER] [baseline=METHOD] [out=FILE.html] [--rebuild]
+"""python -m analysis report study=NAME
 
-Writes one self-contained HTML page: tables, figures, missing results, cost, provenance and the commands that reproduce
-every number. Default: outputs/analysis/STUDY.html.
+Writes one self-contained HTML page: tables, figures, missing results, cost,
+provenance and the commands that reproduce every number.
+
+    store=FOLDER      the store (default iris-store)
+    baseline=METHOD   the method that others are compared with (default sft)
+    out=FILE.html     where to write (default outputs/analysis/STUDY.html)
+    --rebuild         read all manifests of the study again
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.cli import options
 from analysis.show.report import report
 from iris.errors import UserError
+from sweeps.cli.arguments import Arguments
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(given: Arguments) -> int:
     """Run the command."""
-    if any(word in ("--help", "-h") for word in arguments):
-        print(__doc__)
-        return 0
-    given = options.read(arguments, ("baseline", "out"))
     frames = options.frames(given)
     path = Path(given.settings.get("out", f"outputs/analysis/{frames.study}.html")).expanduser()
     if path.suffix != ".html":

@@ -1,65 +1,52 @@
-"""python -m sweeps launch study=embedded launcher=slurm      submit what is missing, and return
-python -m sweeps launch study=embedded launcher=local      run it on this machine, in the background
-python -m sweeps launch study=embedded launcher=inline     run it in this process
+"""python -m sweeps launch study=embedded launcher=slurm     submit and return
+python -m sweeps launch study=embedded launcher=local     run in the background
+python -m sweeps launch study=embedded launcher=inline    run in this process
 
-    --retry            also what has failed
-    --cancel-orphans   also cancel what waits or runs and has left the study
-    --recompute-changed    also compute again what other code has computed, and all that was made from it
+    --retry              also run what has failed
+    --cancel-orphans     also cancel jobs that no longer belong to the study
+    --recompute-changed  also recompute what other code has computed, and all
+                         that was made from it
 
-Settings: launcher=NAME or FILE.yaml, launcher.KEY=VALUE (conf/launcher/*.yaml has the keys), budget_gpu_hours=HOURS.
-Every other key=value is an override of all experiments, such as seeds=[0,1] or store=FOLDER. Launching twice does
-nothing; launching again after whatever has happened goes on where things are.
+Settings: launcher=NAME or FILE.yaml, launcher.KEY=VALUE (the keys are those of
+conf/launcher/*.yaml), budget_gpu_hours=HOURS. Every other key=value is an
+override of all experiments, such as seeds=[0,1] or store=FOLDER. Only missing
+stages run: rerun the same command at any time to continue.
 """
 
-import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from iris.store import Store
-from sweeps.cli.arguments import parse
+from sweeps.cli.arguments import Arguments
 from sweeps.cli.changed import RECOMPUTE, changed, note, recompute
-from sweeps.cli.plan import devices_of, plan_study, read_budget
-from sweeps.cost.estimate import check_budget, estimate
-from sweeps.launch.launchers import Inline, Launcher, Local, load_launcher
+from sweeps.cli.plan import EPILOG as EPILOG
+from sweeps.cli.plan import plan_study
+from sweeps.launch.launchers import Inline, Launcher, Local
 from sweeps.launch.submit import Report, Request, launch
 from sweeps.state.selection import follow
-from sweeps.study.presets import names
 
 _SHOWN = 10
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command. Exit status 1: a job that ran in this process failed."""
-    if any(word in ("--help", "-h") for word in arguments):
-        print(__doc__ + f"\nStudies: {', '.join(names('study'))}")
-        return 0
-    keys = ("study", "launcher", "budget_gpu_hours")
-    given = parse(arguments, settings=keys, flags={"--retry": "", "--cancel-orphans": "", RECOMPUTE: ""})
-    name = given.get("launcher", "launcher=slurm, launcher=local, launcher=inline or launcher=FILE.yaml.")
-    launcher = load_launcher(name, given.under("launcher"))
-    budget = read_budget(given.settings.get("budget_gpu_hours"))
-    study = given.get("study", f"study=NAME or study=FILE.yaml. Studies: {', '.join(names('study'))}.")
-    plan, store, points = plan_study(study, given.overrides)
+def run(given: Arguments) -> int:
+    """Launch a study and return 1 where a job that ran in this process failed."""
+    given.get("launcher", "launcher=slurm, launcher=local, launcher=inline or launcher=FILE.yaml.")
+    planned = plan_study(given)
+    plan, store = planned.plan, planned.store
     outdated = changed(plan, store)
     print(*(recompute(plan, store, outdated) if RECOMPUTE in given.flags else note(plan, outdated)), sep="\n", end="")
-    if budget is not None:
-        check_budget(estimate(plan, store, devices_of(launcher)), budget)
+    planned.check_budget()
     request = Request(
-        plan,
-        {point.name: point.overrides for point in points},
-        list(arguments),
-        given.overrides,
+        planned.plan,
+        {point.name: point.overrides for point in planned.points},
+        list(given.given),
+        given.rest,
         retry="--retry" in given.flags,
         cancel_orphans="--cancel-orphans" in given.flags,
     )
-    signal.signal(signal.SIGTERM, _stop)
-    report = launch(request, launcher, store)
-    print("\n".join(_lines(report, launcher, plan.study, store)))
+    assert planned.launcher is not None
+    report = launch(request, planned.launcher, planned.store)
+    print("\n".join(_lines(report, planned.launcher, planned.plan.study, planned.store)))
     return 1 if report.failures else 0
-
-
-def _stop(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _lines(report: Report, launcher: Launcher, study: str, store: Store) -> Iterator[str]:

@@ -1,16 +1,16 @@
-"""python -m sweeps logs PATTERN      what the job of an experiment writes
-    stage=train    the newest job of a kind of stage, not of where it is now
-    --follow       as it grows, until the job ends
-python -m sweeps cancel PATTERN    end what waits or runs for experiments, but
-                                   for what another one needs as well
-python -m sweeps retry PATTERN     start again what has failed
-    launcher=…     not with the launcher of the last launch
+"""python -m sweeps logs PATTERN      print the logs of experiments' jobs
+    stage=train    the newest job of a kind of stage, not of the current one
+    --follow       print new lines until the job ends
+python -m sweeps cancel PATTERN    cancel the jobs of experiments, except those
+                                   that other experiments need
+python -m sweeps retry PATTERN     run failed jobs again
+    launcher=…     with another launcher than the last one
 python -m sweeps rm PATTERN        remove the artifacts that no other experiment
-    --yes          of a known study needs, without asking
+    --yes          of a known study needs; --yes: without asking
 
 PATTERN is an experiment's name, or one with *, ? and []: 'method=iris,*'. With
-study=NAME it is one of that study, and may be left out to mean all of them.
-store=FOLDER is the store (iris-store).
+study=NAME it selects experiments of that study, all of them without a PATTERN.
+store=FOLDER is the store (default iris-store).
 """
 
 import sys
@@ -21,7 +21,7 @@ from itertools import groupby
 from iris.errors import UserError
 from iris.store import Store, storage_errors
 from sweeps.cli.amounts import size
-from sweeps.cli.arguments import Arguments, parse
+from sweeps.cli.arguments import Arguments
 from sweeps.state import cancellation, logs, removal
 from sweeps.state.records import FAILED, Records
 from sweeps.state.removal import Removal
@@ -29,115 +29,113 @@ from sweeps.state.selection import open_store, select, study_name
 from sweeps.state.study_status import Experiment, StudyStatus
 
 _SHOWN = 30  # lines of a listing
-_FLAGS = {"logs": "--follow", "rm": "--yes"}
-_SETTINGS = {"logs": "stage", "retry": "launcher"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What somebody asks for: the experiments, and the other words of the command line."""
+class Selection:
+    """The experiments of a store that a command line selects."""
 
     store: Store
-    patterns: Sequence[str]
     study: str | None
-    words: Arguments
+    given: Arguments
 
-    def look(self) -> tuple[StudyStatus, list[Experiment]]:
-        """The store as it is now, and the experiments. Raises UserError if there are none."""
+    def find(self) -> tuple[StudyStatus, list[Experiment]]:
+        """Return the store's current state and the experiments. Raises UserError if there are none."""
         study_status = StudyStatus(self.store)
-        return study_status, select(study_status, self.patterns, self.study)
+        return study_status, select(study_status, self.given.rest, self.study)
 
-    def called(self, experiments: Sequence[Experiment]) -> str:
-        """What to call them."""
+    def text(self, experiments: Sequence[Experiment]) -> str:
+        """Return a short text that names the experiments."""
         return _list([e.name for e in experiments]) if experiments else f"study={self.study}"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command that the first word names. Exit status 1: a job that `retry` ran in this process failed."""
-    command, *words = arguments
-    flags = {flag: "" for flag in (_FLAGS.get(command), "--help") if flag}
-    own = [_SETTINGS[command]] if command in _SETTINGS else []
-    parsed = parse(words, settings=("study", "store", *own), flags=flags, names=True)
-    if "--help" in parsed.flags:
-        print(__doc__)
-        return 0
-    patterns = [*parsed.names, *parsed.overrides]  # a name has equals signs in it, so it looks like an override
-    study = study_name(parsed.settings["study"]) if "study" in parsed.settings else None
-    if not patterns and study is None:
-        raise UserError(f"Which experiments? Give a name, a pattern or a study: {command} study=NAME 'method=iris,*'.")
-    run: dict[str, Callable[[Asked], int]] = {"logs": _logs, "cancel": _cancel, "retry": _retry, "rm": _rm}
-    store = open_store(parsed.settings.get("store"))
-    with storage_errors(store.root):
-        return run[command](Asked(store, patterns, study, parsed))
+def _on_selection(command: Callable[[Selection], int]) -> Callable[[Arguments], int]:
+    def run(given: Arguments) -> int:
+        study = study_name(given.settings["study"]) if "study" in given.settings else None
+        if not given.rest and study is None:
+            raise UserError("Which experiments? Give a name, a pattern or a study, such as study=NAME 'method=iris,*'.")
+        store = open_store(given.settings.get("store"))
+        with storage_errors(store.root):
+            return command(Selection(store, study, given))
+
+    return run
 
 
-def _logs(asked: Asked) -> int:
-    kind = asked.words.settings.get("stage")
+@_on_selection
+def show_logs(selection: Selection) -> int:
+    """Print or follow the logs of the jobs of experiments."""
+    kind = selection.given.settings.get("stage")
     logs.check_kind(kind)
-    study_status, chosen = asked.look()
+    study_status, chosen = selection.find()
     found = [job for job in (logs.job_of(e, study_status, kind) for e in chosen) if job is not None]
     jobs = list({(folder.id, job.job): (folder, job) for folder, job in found}.values())
     if not jobs:
-        print(f"no log: no job was for {kind or 'any stage'} of {asked.called(chosen)}")
-    elif "--follow" not in asked.words.flags:
-        logs.print_logs(jobs, asked.store)
+        print(f"no log: no job was for {kind or 'any stage'} of {selection.text(chosen)}")
+    elif "--follow" not in selection.given.flags:
+        logs.print_logs(jobs, selection.store)
     elif len(jobs) > 1:
-        raise UserError(f"--follow: {asked.called(chosen)} have {len(jobs)} jobs. Name one experiment.")
+        raise UserError(f"--follow: {selection.text(chosen)} have {len(jobs)} jobs. Name one experiment.")
     else:
-        logs.follow(*jobs[0], asked.store)
+        logs.follow(*jobs[0], selection.store)
     return 0
 
 
-def _cancel(asked: Asked) -> int:
+@_on_selection
+def cancel(selection: Selection) -> int:
+    """Cancel the jobs that only the selected experiments need."""
     from sweeps.launch import dispatch
 
-    with Records(asked.store).lock():  # nobody submits meanwhile
-        study_status, chosen = asked.look()
-        found = cancellation.find(study_status, chosen, asked.study)
+    with Records(selection.store).lock():  # no submission in between
+        study_status, chosen = selection.find()
+        found = cancellation.find(study_status, chosen, selection.study)
         dispatch.cancel(found.jobs)
     if not found.jobs and not found.shared:
-        print(f"nothing to cancel: nothing waits or runs for {asked.called(chosen)}")
+        print(f"nothing to cancel: nothing waits or runs for {selection.text(chosen)}")
     if found.jobs:
-        print(f"cancelled {_many(len(found.jobs), 'job')} of {asked.called(chosen)}")
+        print(f"cancelled {_many(len(found.jobs), 'job')} of {selection.text(chosen)}")
     for job, users in found.shared[:_SHOWN]:
         print(f"left: {job.record.kind} {job.record.name}, which is also for {_list(users)}")
     return 0
 
 
-def _retry(asked: Asked) -> int:
-    from sweeps.launch.retry import retry
+@_on_selection
+def retry(selection: Selection) -> int:
+    """Run again what failed; return 1 where a job that ran in this process failed."""
+    from sweeps.launch.retry import retry as retry_study
 
-    study_status, chosen = asked.look()
+    study_status, chosen = selection.find()
     failed = sorted((e for e in chosen if e.state == FAILED), key=lambda e: e.study)
     if not failed:
-        print(f"nothing to retry: nothing has failed of {asked.called(chosen)}")
+        print(f"nothing to retry: nothing has failed of {selection.text(chosen)}")
     status = 0
     for study, group in groupby(failed, key=lambda e: e.study):
         members = list(group)
-        launcher, changes = asked.words.settings.get("launcher"), asked.words.under("launcher")
-        report = retry(study_status, study, members, launcher, changes)
+        launcher, changes = selection.given.settings.get("launcher"), selection.given.under("launcher")
+        report = retry_study(study_status, study, members, launcher, changes)
         logged = f", logs: {report.folder.logs}" if report.folder else ""
-        print(f"{_many(len(report.jobs), 'job')} for {asked.called(members)}{logged}")
+        print(f"{_many(len(report.jobs), 'job')} for {selection.text(members)}{logged}")
         status = max(status, 1 if report.failures else 0)
     return status
 
 
-def _rm(asked: Asked) -> int:
-    study_status, chosen = asked.look()
+@_on_selection
+def remove(selection: Selection) -> int:
+    """Remove artifacts that no other experiment needs."""
+    study_status, chosen = selection.find()
     found = removal.find(study_status, chosen)
     if found.kept:
-        print(f"{_many(len(found.kept), 'artifact')} stay, since what is in no study was made from them")
+        print(f"{_many(len(found.kept), 'artifact')} kept: artifacts of no known study were made from them")
     if not found.sizes:
-        print(f"nothing to remove: {asked.called(chosen)} have nothing that others do not need")
+        print(f"nothing to remove: {selection.text(chosen)} have no artifacts that only they need")
         return 0
     _list_folders(found)
-    if "--yes" not in asked.words.flags and not _confirmed():
+    if "--yes" not in selection.given.flags and not _confirmed():
         print("nothing was removed")
         return 0
-    with Records(asked.store).lock():  # nobody submits meanwhile
-        if removal.find(*asked.look()).sizes.keys() != found.sizes.keys():
-            raise UserError("The store has changed meanwhile, and nothing was removed. Run the same command again.")
-        removal.remove(asked.store, found)
+    with Records(selection.store).lock():  # no submission in between
+        if removal.find(*selection.find()).sizes.keys() != found.sizes.keys():
+            raise UserError("The store has changed and nothing was removed. Run the same command again.")
+        removal.remove(selection.store, found)
     print(f"removed {_many(len(found.sizes), 'folder')}, {size(found.total)}")
     return 0
 
@@ -152,7 +150,7 @@ def _list_folders(found: Removal) -> None:
 
 def _confirmed() -> bool:
     if not sys.stdin.isatty():
-        raise UserError("Nothing was removed: nobody is here to confirm it. Add --yes to remove these.")
+        raise UserError("Nothing was removed: there is no terminal to confirm on. Add --yes to remove these.")
     return input("Remove all of it? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -22,17 +22,16 @@ password in the variable IRIS_SEARCH_STORAGE, not on the command line.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iris import compose, preflight
 from iris.config import Config
 from iris.errors import UserError, nearest
 from iris.plan import Stage
-from sweeps.cli.arguments import Arguments, parse
+from sweeps.cli.arguments import Arguments
 from sweeps.launch.launchers import Inline, Launcher, Local, load_launcher
 from sweeps.search import space
 from sweeps.search.file import DECLARED, Search, load_search
@@ -43,37 +42,28 @@ if TYPE_CHECKING:
     from sweeps.search.session import Session
     from sweeps.search.trial import Trial
 
-_SETTINGS = ("search", "launcher", "workers", "storage")
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the command; return 1 if a worker in this process failed."""
-    words = list(arguments)
-    parsed = parse(words, settings=_SETTINGS, flags={"--report": "", "--help": ""})
-    if "--help" in parsed.flags:
-        print(__doc__)
-        return 0
+def run(given: Arguments) -> int:
+    """Search or report; return 1 if a worker in this process failed."""
     from sweeps.search.launch import Request, start
     from sweeps.search.session import Session
 
-    signal.signal(signal.SIGTERM, _terminate)
-    url = _storage(parsed, words)
-    name = parsed.get("search", f"search={' or search='.join(names('search'))}.")
-    if "--report" in parsed.flags:
-        print("\n".join(_declared(name, parsed.overrides, url).report()))
+    url = _storage(given)
+    name = given.get("search", f"search={' or search='.join(names('search'))}.")
+    if "--report" in given.flags:
+        print("\n".join(_declared(name, given.rest, url).report()))
         return 0
-    launcher = load_launcher(
-        parsed.get("launcher", "launcher=slurm, launcher=local or launcher=inline."), parsed.under("launcher")
-    )
-    workers = _workers(parsed, launcher)
-    search = load_search(name, parsed.overrides)
-    config, common = _checked(search, inline=isinstance(launcher, Inline))
+    launcher_name = given.get("launcher", "launcher=slurm, launcher=local or launcher=inline.")
+    launcher = load_launcher(launcher_name, given.under("launcher"))
+    workers = _workers(given, launcher)
+    search = load_search(name, given.rest)
+    config, common = _checked(search, given, inline=isinstance(launcher, Inline))
     session = Session(search, config.store, url)
     session.declare()
     if not session.left():
         print("\n".join(session.report()))
         return 0
-    return start(session, Request(launcher, workers, config, common, words))
+    return start(session, Request(launcher, workers, config, common, given.given))
 
 
 def _declared(name: str, overrides: Sequence[str], url: str | None) -> "Session":
@@ -85,26 +75,22 @@ def _declared(name: str, overrides: Sequence[str], url: str | None) -> "Session"
     return Session.declared(search.name, compose.load([*search.base, *space.overrides(values)]).store, url)
 
 
-def _terminate(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _storage(parsed: Arguments, arguments: list[str]) -> str | None:
+def _storage(given: Arguments) -> str | None:
     """Return the address of a database; hide it in the command line, which manifests and launches record."""
     from sweeps.search.optuna_study import STORAGE, database, shown
 
-    given = parsed.settings.get("storage")
-    if given:
-        if "://" not in given:
-            raise UserError(f"storage={given}: expected an address such as postgresql://USER@HOST/DATABASE.")
-        os.environ[STORAGE] = given
-        for words in (arguments, sys.argv):
-            words[:] = [f"storage={shown(given)}" if word == f"storage={given}" else word for word in words]
+    address = given.settings.get("storage")
+    if address:
+        if "://" not in address:
+            raise UserError(f"storage={address}: expected an address such as postgresql://USER@HOST/DATABASE.")
+        os.environ[STORAGE] = address
+        for arguments in (given.given, sys.argv):
+            arguments[:] = [f"storage={shown(address)}" if a == f"storage={address}" else a for a in arguments]
     return database()
 
 
-def _workers(parsed: Arguments, launcher: Launcher) -> int:
-    text = parsed.settings.get("workers", str(launcher.workers) if isinstance(launcher, Local) else "1")
+def _workers(given: Arguments, launcher: Launcher) -> int:
+    text = given.settings.get("workers", str(launcher.workers) if isinstance(launcher, Local) else "1")
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"workers={text}: expected a whole number of at least 1.")
     if isinstance(launcher, Inline) and text != "1":
@@ -112,7 +98,7 @@ def _workers(parsed: Arguments, launcher: Launcher) -> int:
     return int(text)
 
 
-def _checked(search: Search, *, inline: bool) -> tuple[Config, list[Stage]]:
+def _checked(search: Search, given: Arguments, *, inline: bool) -> tuple[Config, list[Stage]]:
     """Plan a trial at every corner of the space; return a configuration and the stages that all trials begin with.
 
     Raises one UserError that lists all mistakes.
@@ -120,7 +106,7 @@ def _checked(search: Search, *, inline: bool) -> tuple[Config, list[Stage]]:
     from sweeps.search.optuna_study import make_pruner, make_sampler
     from sweeps.search.trial import make_trial
 
-    _check_overrides(search)
+    _check_overrides(search, given.command.settings)
     _, values = next(space.corners(search.space, 1))
     bare = compose.load([*search.base, *space.overrides(values)])
     make_sampler(search, 0)
@@ -153,9 +139,9 @@ def _check_difference(found: Mapping[str, Sequence["Trial"]]) -> None:
             )
 
 
-def _check_overrides(search: Search) -> None:
+def _check_overrides(search: Search, settings: Sequence[str]) -> None:
     """Raise UserError for an override that neither the search nor the configuration has."""
-    known = [*_SETTINGS, "name", *(key for key in DECLARED if key != "base")]
+    known = [*settings, "name", *(key for key in DECLARED if key != "base")]
     sections = {"hydra", *compose.groups(), *(f.split(".")[0] for f in Config.__dataclass_fields__)}
     for override in search.base:
         key = of_text(override).key

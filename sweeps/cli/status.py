@@ -1,8 +1,9 @@
 """python -m sweeps status              the studies of a store
-python -m sweeps status study=NAME   where each experiment of one is; status NAME
-    store=FOLDER   the store (iris-store)
-    --all          a line for every experiment, in a large study too
-    --watch        again every five seconds, until nothing waits or runs
+python -m sweeps status study=NAME   the experiments of one (also: status NAME)
+
+    store=FOLDER   the store (default iris-store)
+    --all          one line per experiment, in large studies too
+    --watch        refresh every five seconds until no job waits or runs
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from iris.errors import UserError
 from iris.store import Store
 from sweeps.cli import status_table
 from sweeps.cli.amounts import duration
-from sweeps.cli.arguments import parse
+from sweeps.cli.arguments import Arguments
 from sweeps.state.exit_reason import ExitReasons
 from sweeps.state.finished import Finished
 from sweeps.state.job_status import PREEMPTED, STALLED, UNKNOWN, Submitted
@@ -34,23 +35,16 @@ _SECONDS = 5.0  # between two looks of --watch
 _PIPED = 160  # columns where the output is no terminal and COLUMNS does not say
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The command. Exit status 0, whatever it has to report."""
-    flags = {"--all": "", "--watch": "", "--help": ""}
-    parsed = parse(arguments, settings=("study", "store"), flags=flags, names=True)
-    if "--help" in parsed.flags:
-        print(__doc__)
-        return 0
-    if parsed.overrides:
-        raise UserError(f"{parsed.overrides[0]}: status takes study=NAME and store=FOLDER.")
-    names = [study_name(name) for name in (*parsed.names, parsed.settings.get("study")) if name]
+def run(given: Arguments) -> int:
+    """Show a study or the list of studies; return 0 whatever their state."""
+    names = [study_name(name) for name in (*given.rest, given.settings.get("study")) if name]
     if len(names) > 1:
         raise UserError(f"{' '.join(names)}: status shows one study, or with none a list of all.")
-    store = open_store(parsed.settings.get("store"))
+    store = open_store(given.settings.get("store"))
     if names:
         check_study(names[0], store)
-    view = View(store, names[0] if names else None, "--all" in parsed.flags)
-    view.watch() if "--watch" in parsed.flags else view.show()
+    view = View(store, names[0] if names else None, "--all" in given.flags)
+    view.watch() if "--watch" in given.flags else view.show()
     return 0
 
 

@@ -98,12 +98,6 @@ def test_bad_input_is_one_line(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["logs", "cancel", "retry", "rm"])
-def test_help_fits_a_terminal(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run(command, "--help")
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-
-
 # --- cancel
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sweeps import __main__ as command_line
-from sweeps.cli.status import View, main
+from sweeps.cli.status import View
 from sweeps.state.finished import Finished
 from sweeps.state.records import CANCELLED, Folder, State
 from sweeps.state.study_status import Experiment, StudyStatus
@@ -39,7 +39,7 @@ def one(hand: ByHand) -> Experiment:
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(words) == 0
+    assert command_line.main(["status", *words]) == 0
     return capsys.readouterr().out
 
 
@@ -356,7 +356,7 @@ def test_a_launch_whose_records_were_removed_is_no_traceback(hand: ByHand, capsy
 
 
 def test_help_needs_no_store() -> None:
-    assert main(["--help"]) == 0
+    assert command_line.main(["status", "--help"]) == 0
 
 
 def test_a_torn_record_is_no_traceback(hand: ByHand) -> None:
