@@ -1,6 +1,7 @@
 """Tidy frames of a study: its experiments and their scores. Scores that are missing have rows too."""
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -130,7 +131,7 @@ class _Loader:
         facts["annotations"] = self._annotations()
         facts = facts[list(FACTS)]
         settings = [dict(_setting(override) for override in point["overrides"]) for point in self.points]
-        varying = _varying(settings)
+        varying = _varying(settings, {key for point in self.points for key in point.get("with_seed", ())})
         for key in varying:
             facts[key] = [of_point.get(key, "") for of_point in settings]
         facts.insert(0, "experiment", [point["name"] for point in self.points])
@@ -201,7 +202,7 @@ def _setting(override: str) -> tuple[str, str]:
     return key, value
 
 
-def _varying(settings: list[dict[str, str]]) -> list[str]:
-    """Return the override keys that no fact stands for and whose values differ."""
-    keys = dict.fromkeys(key for of_point in settings for key in of_point if key not in _KEYS_OF_FACTS)
+def _varying(settings: list[dict[str, str]], with_seed: Set[str]) -> list[str]:
+    """Return the override keys whose values differ, without those of facts and those that follow the seed."""
+    keys = dict.fromkeys(key for of_point in settings for key in of_point if key not in _KEYS_OF_FACTS | with_seed)
     return [key for key in keys if len({of_point.get(key) for of_point in settings}) > 1]

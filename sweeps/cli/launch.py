@@ -37,7 +37,6 @@ def run(given: Arguments) -> int:
     planned.check_budget()
     request = Request(
         planned.plan,
-        {point.name: point.overrides for point in planned.points},
         list(given.given),
         given.rest,
         retry="--retry" in given.flags,

@@ -10,7 +10,6 @@ the study replaces that axis. Nothing is computed. The exit status is 2 where an
 experiment cannot run or the budget is exceeded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -22,7 +21,7 @@ from sweeps.cli.changed import RECOMPUTE, changed, forget, note
 from sweeps.cli.plan_report import print_report
 from sweeps.cost.estimate import Estimate, check_budget, estimate
 from sweeps.launch.launchers import Launcher, load_launcher
-from sweeps.study.declare import Point, points
+from sweeps.study.declare import points
 from sweeps.study.experiments import compose_all, uncollected
 from sweeps.study.file import load_study
 from sweeps.study.plan import Plan, make_plan
@@ -52,11 +51,10 @@ def run(given: Arguments) -> int:
 
 @dataclass(frozen=True)
 class PlannedStudy:
-    """A study's plan on its store, its points, and the launcher and budget of the command line."""
+    """A study's plan on its store, and the launcher and budget of the command line."""
 
     plan: Plan
     store: Store
-    points: Sequence[Point]
     launcher: Launcher | None
     budget: float | None
 
@@ -79,13 +77,12 @@ def plan_study(given: Arguments) -> PlannedStudy:
     launcher = _launcher(given)
     budget = _budget(given.settings.get("budget_gpu_hours"))
     study = load_study(name, given.rest)
-    found = points(study)
-    experiments = compose_all(found)
+    experiments = compose_all(points(study))
     stores = {e.config.store for e in experiments}
     if len(stores) > 1:
         raise UserError(f"study={name}: its experiments name several stores ({', '.join(sorted(stores))}): name one.")
     store = Store(stores.pop())
-    return PlannedStudy(make_plan(experiments, store, study.name), store, found, launcher, budget)
+    return PlannedStudy(make_plan(experiments, store, study.name), store, launcher, budget)
 
 
 def _launcher(given: Arguments) -> Launcher | None:

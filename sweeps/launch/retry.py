@@ -21,8 +21,8 @@ def retry(
     """
     if study_status.is_search(study):
         raise UserError(f"study={study}: rerun the same search command to retry failed trials of a search.")
-    experiments = study_status.experiments(study)
-    planned = compose_all([Point(e.name, e.overrides) for e in experiments])
+    points = (study_status.records.study(study) or {"points": []})["points"]
+    planned = compose_all([Point(p["name"], tuple(p["overrides"]), tuple(p.get("with_seed", ()))) for p in points])
     stages = {e.name: [stage.id for stage in e.chain.stages] for e in planned}
     if changed := [e.name for e in failed if stages[e.name] != list(e.stages)]:
         raise UserError(
@@ -32,7 +32,6 @@ def retry(
     names = frozenset(e.name for e in failed)
     request = Request(
         make_plan(planned, study_status.store, study),
-        {e.name: e.overrides for e in experiments},
         ["retry", *sorted(names)],
         retry=True,
         only=names,

@@ -3,7 +3,7 @@
 import contextlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,12 @@ _WAITING = "another launch on this store is submitting, waiting for it"
 
 @dataclass(frozen=True)
 class Request:
-    """A plan to launch; `points` are the overrides of each experiment by its name.
+    """A plan to launch.
 
     With `only`, just the experiments of these names are launched; the study is recorded with all.
     """
 
     plan: Plan
-    points: Mapping[str, Sequence[str]] = field(default_factory=dict)
     command: Sequence[str] = ()
     overrides: Sequence[str] = ()  # of the command line
     retry: bool = False
@@ -135,15 +134,16 @@ def _write_study(records: Records, request: Request, folder: Folder | None) -> N
     """Record the study as it is now; without a new launch it keeps its last one."""
     plan = request.plan
     before = records.study(plan.study) or {"launch": ""}
-    points = [_point(experiment, request.points.get(experiment.name, ())) for experiment in plan.experiments]
+    points = [_point(experiment) for experiment in plan.experiments]
     records.write_study(plan.study, folder.id if folder else before["launch"], points)
 
 
-def _point(experiment: Planned, overrides: Sequence[str]) -> dict[str, Any]:
+def _point(experiment: Planned) -> dict[str, Any]:
     stages, rows = [stage.id for stage in experiment.chain.stages], experiment.chain.rows
     return {
         "name": experiment.name,
-        "overrides": list(overrides),
+        "overrides": list(experiment.point.overrides),
+        "with_seed": list(experiment.point.with_seed),
         "stages": stages,
         "facts": facts(experiment.config),
         "rows": [policy_row(row.label, row.policy.id, row.evaluate.id, stages) for row in rows],

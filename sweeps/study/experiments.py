@@ -32,11 +32,16 @@ _ALONE = ("method", "schedule")
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One experiment of a study: its point's name, its configuration and its stages."""
+    """One experiment of a study: its point, its configuration and its stages."""
 
-    name: str
+    point: Point
     config: Config
     chain: Chain
+
+    @property
+    def name(self) -> str:
+        """Its name in the study."""
+        return self.point.name
 
 
 def facts(config: Config) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def compose_all(points: Sequence[Point], overrides: Sequence[str] = ()) -> list[
         for point in points:
             try:
                 config = composer.config((*point.overrides, *overrides))
-                planned.append(Planned(point.name, config, plan.chain(identity(config), known)))
+                planned.append(Planned(point, config, plan.chain(identity(config), known)))
             except UserError as error:
                 errors.append((point.name, str(error)))
     if errors:

@@ -1,4 +1,4 @@
-"""Reading a study file, with one clear line for whatever is wrong in it, and changing it from the command line."""
+"""Read a study file and change it by overrides of the command line; every mistake is one line."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +13,13 @@ from sweeps.study.declare import Rule, Study, axes, check_conditions
 from sweeps.study.settings import Setting, of_text, of_value
 
 _SECTIONS = ("base", "grid", "zip", "seeds", "when", "union")
+_SAME = "same"  # a key of `seeds` that takes the seed's value
 
 
 def load_study(name_or_path: str, changes: Sequence[str] = ()) -> Study:
-    """A shipped study by its name, or the one in a YAML file, changed by overrides of the command line.
+    """Load a shipped study by name, or a YAML file, and change it by overrides of the command line.
 
-    An override applies to every point; one whose key varies in the study replaces that axis, with several values where
+    An override applies to every point; where its key varies in the study it replaces that axis, with several values if
     it is a sweep such as method=spin,iris. Raises UserError with one message.
     """
     path = presets.find("study", name_or_path)
@@ -36,12 +37,14 @@ def load_study(name_or_path: str, changes: Sequence[str] = ()) -> Study:
 def _study(name: str, content: Any, where: str) -> Study:
     content = _mapping(content, where, f"a mapping with some of {', '.join(_SECTIONS)}")
     presets.check_keys(f"{where}: ", content, _SECTIONS)
+    seeds, with_seed = _seeds(content.get("seeds"), f"{where}: seeds")
     study = Study(
         name,
         _settings(content.get("base"), f"{where}: base"),
         _grid(content.get("grid"), f"{where}: grid"),
         _zips(content.get("zip"), f"{where}: zip"),
-        _seeds(content.get("seeds"), f"{where}: seeds"),
+        seeds,
+        with_seed,
         [_rule(r, f"{where}: when {n}") for n, r in enumerate(_list(content, "when", where), 1)],
         [_study(name, s, f"{where}: union {n}") for n, s in enumerate(_list(content, "union", where), 1)],
     )
@@ -104,8 +107,17 @@ def _zip(content: Any, where: str) -> dict[str, list[Setting]]:
     return columns
 
 
-def _seeds(content: Any, where: str) -> list[Setting]:
-    return [] if content is None else _axis("seed", content, where)
+def _seeds(content: Any, where: str) -> tuple[list[Setting], tuple[str, ...]]:
+    """Read the values of `seed`, and the keys that take the same value."""
+    if not isinstance(content, dict):
+        return ([] if content is None else _axis("seed", content, where)), ()
+    if "seed" not in content:
+        raise UserError(f"{where}: 'seed' is missing, which tells replicates apart: {{seed: [0, 1, 2], KEY: same}}.")
+    with_seed = {str(key).lstrip("+~"): value for key, value in content.items() if key != "seed"}
+    for key, value in with_seed.items():
+        if value != _SAME:
+            raise UserError(f"{where}: {key}: expected '{_SAME}' (the value of seed), not {value!r}.")
+    return _axis("seed", content["seed"], where), tuple(with_seed)
 
 
 def _rule(content: Any, where: str) -> Rule:
@@ -122,10 +134,10 @@ def _rule(content: Any, where: str) -> Rule:
 
 
 def _check_once(study: Study, where: str) -> None:
-    """A key has one place in a study; sub-studies may name it again."""
+    """Refuse a key with two places in a study; sub-studies may name it again."""
     places = [("base", s.key) for s in study.base] + [("grid", key) for key in study.grid]
     places += [("zip", key) for columns in study.zip for key in columns]
-    places += [("seeds", "seed")] if study.seeds else []
+    places += [("seeds", key) for key in ("seed", *study.with_seed)] if study.seeds else []
     seen: dict[str, str] = {}
     for section, key in places:
         if key in seen:
@@ -150,16 +162,19 @@ def _list(content: dict[Any, Any], section: str, where: str) -> list[Any]:
 
 
 def _values(change: str) -> list[Setting]:
-    """The settings that an override gives one after the other: one, or several where it is a sweep."""
+    """Return the settings of an override: one, or several where it is a sweep or gives seeds."""
     override = compose.parse(change)
-    if override.is_delete() or not (override.is_sweep_override() or override.key_or_group == "seeds"):
+    is_seeds = override.key_or_group == "seeds"
+    if override.is_delete() or not (override.is_sweep_override() or is_seeds):
         return [of_text(change)]
     try:
-        given = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+        values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     except HydraException as error:
         raise UserError(f"{change}: expected values with commas between them: {str(error).splitlines()[0]}") from error
-    if override.key_or_group == "seeds":
-        return _axis("seed", given if isinstance(given, list) else [given], "seeds")
+    if isinstance(values, dict):
+        raise UserError(f"{change}: expected a list such as [0,1]. Declare what varies with the seed in a study file.")
+    if is_seeds:
+        return _axis("seed", values if isinstance(values, list) else [values], "seeds")
     key = change.partition("=")[0]
     return [of_text(f"{key}={value}") for value in override.sweep_string_iterator()]
 
@@ -172,18 +187,18 @@ def _check_given(given: Sequence[list[Setting]]) -> None:
 
 
 def _changed(study: Study, changes: Sequence[list[Setting]]) -> Study:
-    vary = axes(study)
     given = {values[0].key: values for values in changes}
-    grid = {key: values for key, values in given.items() if key in vary or len(values) > 1}
+    vary = axes(study)
+    axis = {key: values for key, values in given.items() if key in vary or len(values) > 1}
+    base = [values[0] for key, values in given.items() if key not in axis]
     changed = _without(study, set(given))
-    seeds = grid.pop("seed", changed.seeds)
-    kept = {key: grid.pop(key, values) for key, values in study.grid.items() if key in grid or key not in given}
-    base = [values[0] for key, values in given.items() if key not in vary and len(values) == 1]
-    return replace(changed, base=[*changed.base, *base], grid=kept | grid, seeds=seeds, pinned=frozenset(given))
+    seeds = axis.pop("seed", changed.seeds)
+    grid = {key: axis.get(key, values) for key, values in study.grid.items() if key in axis or key not in given} | axis
+    return replace(changed, base=[*changed.base, *base], grid=grid, seeds=seeds, pinned=frozenset(given))
 
 
 def _without(study: Study, keys: set[str]) -> Study:
-    """The study without what it says of some keys."""
+    """Return the study without its settings of some keys; what varies with the seed also does so with new seeds."""
     zips = [{key: values for key, values in columns.items() if key not in keys} for columns in study.zip]
     return replace(
         study,
@@ -191,5 +206,6 @@ def _without(study: Study, keys: set[str]) -> Study:
         grid={key: values for key, values in study.grid.items() if key not in keys},
         zip=[columns for columns in zips if columns],
         seeds=[] if "seed" in keys else study.seeds,
+        with_seed=tuple(key for key in study.with_seed if key not in keys),
         union=[_without(member, keys) for member in study.union],
     )

@@ -8,6 +8,7 @@ import pytest
 
 import analysis
 from analysis.collect import index
+from analysis.compare import methods
 from iris.errors import UserError
 from iris.store import Store, split_id
 from tests.analysis import stores
@@ -62,6 +63,16 @@ def test_what_else_varies_is_a_column(copy: Made) -> None:
     frames = load(copy)
     assert frames.varying == ["train.learning_rate"]
     assert set(frames.experiments["train.learning_rate"]) == {"0.0001", "1e-05"}
+
+
+def test_what_follows_the_seed_is_no_column(copy: Made) -> None:
+    for point in copy.points:
+        point["overrides"].append(f"data.subset_seed={point['facts']['seed']}")
+        point["with_seed"] = ["data.subset_seed"]
+    copy.record()
+    frames = load(copy)
+    assert frames.varying == []
+    assert methods.labels(frames).nunique() == len(METHODS), "replicates are of one method"
 
 
 def test_missing_failed_pruned_and_damaged_results_are_rows(copy: Made) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iris.errors import UserError
@@ -59,6 +59,32 @@ def test_base_is_a_mapping_or_a_list_and_has_no_part_in_names(declared: Any) -> 
 
 def test_one_point_is_named_after_its_study(declared: Any) -> None:
     assert named(declared({"base": {"method": "iris"}})) == ["mine"]
+
+
+def test_a_replicate_is_a_seed_with_all_that_follows_it(declared: Any) -> None:
+    content = {"grid": {"method": ["iris", "spin"]}, "seeds": {"seed": [0, 3], "data.subset_seed": "same"}}
+    found = declared(content)
+    assert named(found) == [f"method={m},seed={s}" for m in ("iris", "spin") for s in (0, 3)]
+    assert found[1].overrides == ("method=iris", "seed=3", "data.subset_seed=3")
+    assert {point.with_seed for point in found} == {("data.subset_seed",)}
+    assert [p.overrides[1:] for p in declared(content, "method=iris", "seeds=[7]")] == [
+        ("seed=7", "data.subset_seed=7")
+    ]
+    fixed = declared(content, "method=iris", "data.subset_seed=5")
+    assert named(fixed) == [f"method=iris,data.subset_seed=5,seed={seed}" for seed in (0, 3)]
+    assert fixed[0].with_seed == ()
+    assert declared({"grid": {"method": ["iris"]}, "seeds": [1]})[0].with_seed == ()
+
+
+def test_a_sub_study_inherits_replicates_or_declares_its_own(declared: Any) -> None:
+    content = {
+        "seeds": {"seed": [1, 2], "data.subset_seed": "same"},
+        "union": [{"base": {"method": "iris"}}, {"base": {"method": "spin"}, "seeds": [2]}],
+    }
+    found = {p.name: (p.overrides, p.with_seed) for p in declared(content)}
+    assert found["method=iris,seed=2"] == (("method=iris", "seed=2", "data.subset_seed=2"), ("data.subset_seed",))
+    assert found["method=spin,seed=2"] == (("method=spin", "seed=2"), ())
+    assert len(found) == 3
 
 
 def test_zip_pairs_values_and_several_are_multiplied(declared: Any) -> None:
@@ -216,6 +242,15 @@ BAD: dict[str, tuple[Any, str]] = {
     "base text": ({"base": ["method iris"]}, r"'method iris' is no override"),
     "base sweep": ({"base": ["method=iris,spin"]}, r"base: method=iris,spin: several values make an axis"),
     "seeds": ({"seeds": 3}, r"seeds: seed: expected a list of values, not 3"),
+    "seeds without seed": ({"seeds": {"data.subset_seed": [1]}}, r"seeds: 'seed' is missing"),
+    "seeds with values": (
+        {"seeds": {"seed": [1], "data.subset_seed": [2]}},
+        r"seeds: data\.subset_seed: expected 'same' \(the value of seed\), not \[2\]",
+    ),
+    "follows and varies": (
+        {"grid": {"data.size": [1]}, "seeds": {"seed": [1], "data.size": "same"}},
+        r"data\.size is declared twice, under grid and under seeds",
+    ),
     "union": ({"union": {}}, r"union: expected a list of entries, not \{\}"),
     "empty union": ({"union": []}, r"union: expected a list of entries"),
     "in a union": ({"union": [{"grid": {"x": []}}]}, r"union 1: grid: x: the list is empty"),
@@ -250,6 +285,7 @@ def test_a_mistake_in_a_study_gets_one_line(declared: Any, case: str) -> None:
         (("method=iris", "+method=spin"), "method is given twice"),
         (("seeds=[1,1]",), "seeds: seed: 1 is there twice"),
         (("seeds=[]",), "the list is empty"),
+        (("seeds={seed:[1]}",), "expected a list such as"),
         (("foo",), "'foo' is no override"),
     ],
 )
@@ -288,6 +324,7 @@ nested = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(nested)
 def test_every_value_of_a_file_reaches_hydra_as_it_is(value: Any) -> None:
     parsed = OverridesParser.create().parse_override(of_value("key", value).text)
