@@ -9,7 +9,8 @@ import pytest
 
 from iris.source import computed_by
 from iris.store import Store, split_id
-from sweeps.__main__ import main
+from sweeps.__main__ import COMMANDS, main
+from sweeps.cli.arguments import parse
 from sweeps.cli.changed import forget
 from sweeps.cli.plan import plan_study
 from sweeps.state.finished import Finished
@@ -36,7 +37,8 @@ def words(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def plan(words: Sequence[str]) -> Plan:
     """The study's plan; of its stages the base model is cached, computed by other code."""
-    plan, store, _ = plan_study(words[0].partition("=")[2], words[1:])
+    planned = plan_study(parse(words, COMMANDS["plan"]))
+    plan, store = planned.plan, planned.store
     store.prepare()
     base = next(iter(plan.stages.values()))
     finish(store, base.id, dict(computed_by("base")) | {TEXT: "old"})
