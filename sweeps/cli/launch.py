@@ -50,24 +50,24 @@ def run(given: Arguments) -> int:
 
 def _lines(report: Report, launcher: Launcher, study: str, store: Store) -> Iterator[str]:
     found = report.found
-    yield f"study {study}: {', '.join([_done(report, launcher), *_there(report)])}"
+    yield f"study {study}: {', '.join([_done(report, launcher), *_kept(report)])}"
     for name, status in list(found.failed.items())[:_SHOWN]:
         yield f"  failed: {name}: {status.error}"
     if len(found.failed) > _SHOWN:
         yield f"  … and {len(found.failed) - _SHOWN} more"
     if found.failed:
-        yield "--retry starts what has failed again."
+        yield "--retry runs failed stages again."
     if found.elsewhere:
-        yield "Slurm cannot wait for a job of launcher=local: launch again when that has finished."
+        yield "Slurm cannot wait for jobs of launcher=local: launch again when they have finished."
     if report.orphans and not report.cancelled:
-        yield f"{report.orphans} jobs that wait or run have left the study: --cancel-orphans cancels them."
+        yield f"{report.orphans} live jobs no longer belong to the study: --cancel-orphans cancels them."
     if report.folder:
         yield follow(study, store)
         yield f"logs: {report.folder.logs}"
 
 
 def _done(report: Report, launcher: Launcher) -> str:
-    """What the launch has done."""
+    """Return what the launch did."""
     if not report.jobs:
         return "nothing to do"
     verb = "ran" if isinstance(launcher, Inline) else "started" if isinstance(launcher, Local) else "submitted"
@@ -75,8 +75,8 @@ def _done(report: Report, launcher: Launcher) -> str:
     return f"{verb} {len(report.jobs)} jobs for {sum(len(job.stages) for job in report.jobs)} stages{failed}"
 
 
-def _there(report: Report) -> list[str]:
-    """What there was before."""
+def _kept(report: Report) -> list[str]:
+    """Return what it left alone."""
     found = report.found
     counts = {"stages cached": report.cached, "queued or running": len(found.live), "failed": len(found.failed)}
     counts |= {"behind a failed one": len(found.behind), "behind one of launcher=local": len(found.elsewhere)}

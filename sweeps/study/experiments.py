@@ -1,7 +1,7 @@
-"""From the points of a study to checked experiments with their stages: thousands of them in seconds.
+"""Compose, check and plan the points of a study: thousands in seconds.
 
-Hydra composes each distinct choice of groups once. A plain value is converted and checked once and then put into copies
-of the configuration that share everything else, so that what experiments share is the same object and planned once.
+Hydra composes each distinct choice of groups once. Every other value is converted once and put into copies of the
+configuration. Copies share all other sections as the same objects, which are planned once.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from sweeps.study.declare import Point
 T = TypeVar("T")
 _SHOWN = 20
 _SEED = re.compile(r"seed=(0|[1-9]\d*)")
-# Sections that no other group's files write into: their options need not be composed with those of all other groups.
+# Sections that no other group's files write into, so that Hydra need not compose every combination with them.
 _ALONE = ("method", "schedule")
 
 
@@ -45,7 +45,7 @@ class Planned:
 
 
 def facts(config: Config) -> dict[str, Any]:
-    """What the record of a study says of an experiment beside its overrides, for tables to be arranged by."""
+    """Return what a study's record keeps of a configuration, by which tables are arranged."""
     method = registry.find(config.method.name, config.method.function, config.method.needs)
     return {
         "method": config.method.name,
@@ -73,7 +73,7 @@ def policy_row(label: str, policy: str, evaluation: str, stages: Sequence[str], 
 
 
 def compose_all(points: Sequence[Point], overrides: Sequence[str] = ()) -> list[Planned]:
-    """Compose and check every point, changed by `overrides`. Raises one UserError that lists all bad points."""
+    """Compose, check and plan every point, changed by `overrides`. Raises one UserError that lists all bad points."""
     composer, known, planned = Composer(), plan.Known(), []
     errors: list[tuple[str, str]] = []
     with uncollected():
@@ -84,13 +84,13 @@ def compose_all(points: Sequence[Point], overrides: Sequence[str] = ()) -> list[
             except UserError as error:
                 errors.append((point.name, str(error)))
     if errors:
-        raise UserError(_listed(errors, len(points)))
+        raise UserError(_error_text(errors, len(points)))
     return planned
 
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Without garbage collection: nothing is dropped here, and looking for it would cost as much as the work itself."""
+    """Switch the garbage collector off: it would take as long as the work and find nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -98,11 +98,11 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.freeze()
-            gc.unfreeze()  # what is there now counts as old: the next look at what is young need not go through it
+            gc.unfreeze()  # all objects are old now, so that young collections do not traverse them
             gc.enable()
 
 
-def _listed(errors: Sequence[tuple[str, str]], total: int) -> str:
+def _error_text(errors: Sequence[tuple[str, str]], total: int) -> str:
     name, message = errors[0]
     if len({message for _, message in errors}) == 1:
         return message if len(errors) == total else f"{message} ({len(errors)} of {total} experiments, first {name})"
@@ -113,7 +113,7 @@ def _listed(errors: Sequence[tuple[str, str]], total: int) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What some overrides compose: the keys, the sections as dataclasses and what is wrong with them."""
+    """Composed overrides: the keys, the sections as dataclasses, and their mistakes."""
 
     keys: frozenset[str]
     sections: dict[str, Any]
@@ -135,7 +135,7 @@ class Composer:
     def config(self, overrides: Sequence[str]) -> Config:
         """Return the checked configuration of a list of overrides. Raises one UserError for all mistakes."""
         overrides = compose.normalize(overrides)
-        seeds = [o for o in overrides if _SEED.fullmatch(o)]  # mostly all that is new in a point
+        seeds = [o for o in overrides if _SEED.fullmatch(o)]  # often the only difference to the last point
         found = self._rest(tuple(o for o in overrides if o not in seeds))
         if found is None:
             return compose.load(overrides)
@@ -144,9 +144,9 @@ class Composer:
         return self._check(Config(**sections | dict(last)), mistakes)
 
     def _sections(self, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]] | None:
-        """Return the sections of a configuration without its seed, and mistakes; None where Hydra has to compose all.
+        """Return the sections of a configuration without its seed, and mistakes; None where Hydra must compose all.
 
-        Hydra has to where overrides refer to others, set the seed in another way (++seed=1) or change Hydra itself.
+        Hydra must where overrides refer to others, set the seed in another way (++seed=1) or change Hydra itself.
         """
         search = tuple(o for o in overrides if _key(o) == "hydra.searchpath")
         if any(_key(o) == "seed" or (_key(o).startswith("hydra") and o not in search) for o in overrides):
@@ -257,7 +257,7 @@ def _related(one: str, other: str) -> bool:
 
 
 def _with(section: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of a section with one value put in; what the path does not touch is shared."""
+    """Return a copy of a section with one value replaced; the rest is shared."""
     if not path:
         return value
     if isinstance(section, dict):
@@ -268,7 +268,7 @@ def _with(section: Any, path: Sequence[str], value: Any) -> Any:
 
 
 def _once(function: Callable[..., T]) -> Callable[..., T]:
-    """Like functools.cache, errors of the user included."""
+    """Cache a function's results and UserErrors."""
 
     @functools.cache
     def outcome(*arguments: Any) -> tuple[T | None, str]:

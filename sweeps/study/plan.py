@@ -31,7 +31,7 @@ class Plan:
 
 
 def make_plan(experiments: Sequence[Planned], store: Store, study: str = "") -> Plan:
-    """The plan of experiments on a store; looks at the store's folders and reads no manifest."""
+    """Plan experiments on a store; lists the store's folders and reads no manifest."""
     plan = Plan(study, list(experiments))
     for number, experiment in enumerate(experiments):
         for stage in experiment.chain.stages:

@@ -1,4 +1,4 @@
-"""Studies, searches and launchers: shipped ones go by name (conf/<group>/*.yaml), others by the path of a YAML file."""
+"""Studies, searches and launchers: shipped ones by name (conf/<group>/*.yaml), others by the path of a YAML file."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +13,12 @@ from iris.errors import UserError, nearest
 
 
 def names(group: str) -> list[str]:
-    """What is shipped of a group: study, search or launcher."""
+    """Return the names shipped for a group: study, search or launcher."""
     return sorted(path.stem for path in (compose.conf_dir() / group).glob("*.yaml"))
 
 
 def find(group: str, name: str) -> Path:
-    """The file of a shipped name, or the one whose path is given. Raises UserError with the nearest name."""
+    """Return the file of a shipped name or of a path. Raises UserError with the nearest name."""
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -33,7 +33,7 @@ def find(group: str, name: str) -> Path:
 
 
 def check_keys(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
-    """Refuse a key that is not known, with the nearest that is. `where` comes before it as it is."""
+    """Raise UserError for an unknown key, with the nearest known one; the message begins with `where`."""
     known = list(known)
     for key in keys:
         if key not in known:
@@ -41,7 +41,7 @@ def check_keys(where: str, keys: Iterable[Any], known: Iterable[str]) -> None:
 
 
 def read(path: Path) -> Any:
-    """The content of a YAML file. Raises UserError with one line."""
+    """Read a YAML file. Raises UserError with one line."""
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
     except yaml.MarkedYAMLError as error:

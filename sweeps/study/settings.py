@@ -1,4 +1,4 @@
-"""One `key=value` of an experiment: how a study file's values are written as Hydra overrides."""
+"""Settings of an experiment: Hydra overrides, written from a command line or from the values of a YAML file."""
 
 import re
 from dataclasses import dataclass
@@ -12,33 +12,33 @@ _OTHER_TYPE = re.compile(r"(null|true|false|nan|[+-]?inf|[+-]?[\d_.]+(e[+-]?\d+)
 
 @dataclass(frozen=True)
 class Setting:
-    """An override in Hydra's words; `key` is without the signs that say how it is merged (+, ++, ~)."""
+    """An override in Hydra's syntax; `key` is without its prefix (+, ++, ~)."""
 
     key: str
     text: str
 
     @property
     def value(self) -> str:
-        """What stands right of the equals sign."""
+        """The text after the equals sign."""
         return self.text.partition("=")[2]
 
     def same(self, other: "Setting") -> bool:
-        """Whether two settings of one key give it the same value: 1e-6 and 0.000001 are one number."""
+        """Return whether two settings of one key are equal; numbers are compared by value."""
         return self.text == other.text or _canonical(self.value) == _canonical(other.value)
 
 
 def of_text(text: str) -> Setting:
-    """A setting from a command line or a list of overrides."""
+    """Make a setting of an override."""
     return Setting(text.partition("=")[0].lstrip("+~"), text)
 
 
 def of_value(key: str, value: Any) -> Setting:
-    """A setting from a YAML key and value."""
+    """Make a setting of a YAML key and value."""
     return Setting(key.lstrip("+~"), f"{key}={_written(value)}")
 
 
 def _written(value: Any) -> str:
-    """A value as Hydra's grammar reads it back."""
+    """Write a value such that Hydra's grammar reads the same value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
