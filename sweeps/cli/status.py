@@ -49,22 +49,22 @@ def run(given: Arguments) -> int:
 
 
 class View:
-    """What the command shows of a store: one study, or a list of all."""
+    """The terminal's view of a store: one study, or a list of all."""
 
     def __init__(self, store: Store, study: str | None, everything: bool) -> None:
         self.store, self.study, self.everything = store, study, everything
         self.console = _console()
         self.finished, self.exit_reasons = Finished(store), ExitReasons()
-        self.live = False  # whether at the last look something waited or ran
-        self.line = Text()  # the last look in one line
+        self.live = False  # whether jobs waited or ran at the last look
+        self.line = Text()  # the last look in one line …
         self.shown: RenderableType = ""  # … and in full
 
     def show(self) -> None:
-        """Print the state of now."""
+        """Print the current state."""
         self.console.print(self.look())
 
     def watch(self) -> None:
-        """Look again and again until nothing waits or runs, or Ctrl-C; the last look stays on the screen."""
+        """Refresh until no job waits or runs, or until Ctrl-C; then print the last state."""
         with contextlib.suppress(KeyboardInterrupt):
             self.shown = self.look()
             self._watch_screen() if self.console.is_terminal else self._watch_lines()
@@ -78,18 +78,18 @@ class View:
                 screen.update(self.shown, refresh=True)
 
     def _watch_lines(self) -> None:
-        said = ""
+        last = ""
         while True:
-            if self.line.plain != said:
-                said = self.line.plain
-                print(f"{datetime.now():%H:%M:%S}  {said}", flush=True)
+            if self.line.plain != last:
+                last = self.line.plain
+                print(f"{datetime.now():%H:%M:%S}  {last}", flush=True)
             if not self.live:
                 return
             time.sleep(_SECONDS)
             self.shown = self.look()
 
     def look(self) -> RenderableType:
-        """The state of now."""
+        """Render the current state."""
         study_status = StudyStatus(self.store, self.exit_reasons)
         content = list(self._study(study_status, self.study) if self.study else self._studies(study_status))
         self.finished.save()
@@ -132,9 +132,9 @@ class View:
         yield Text()
         hidden = len(experiments) - sum(len(row.experiments) for row in rows)
         if hidden:
-            yield Text(f"{hidden} more that are done or wait: --all shows them", "dim")
+            yield Text(f"{hidden} more are done or waiting: --all shows them", "dim")
         if any(e.state == FAILED for e in experiments):
-            yield Text("failed ones: `logs PATTERN` shows why, `retry PATTERN` starts them again", "dim")
+            yield Text("failed: `logs PATTERN` shows why, `retry PATTERN` runs them again", "dim")
         stages = {stage for e in experiments for stage in e.stages}
         done = stages & study_status.stored
         yield Text(f"{len(done)} of {len(stages)} stages done, cost so far {self.finished.cost(done)}", "dim")
@@ -155,7 +155,7 @@ def _launched(study_status: StudyStatus, study: str) -> str:
     """`12 min ago (slurm)`."""
     launch = (study_status.records.study(study) or {}).get("launch")
     if not launch:
-        return "never: all of it was there"
+        return "never: all stages were cached"
     try:
         found = study_status.records.folder(launch).launch
     except FileNotFoundError:
@@ -164,7 +164,7 @@ def _launched(study_status: StudyStatus, study: str) -> str:
 
 
 def _jobs(study: str, experiments: Sequence[Experiment], study_status: StudyStatus) -> list[Submitted]:
-    """The jobs of a study: of a search, its workers."""
+    """Return the jobs of a study, or the workers of a search."""
     return study_status.workers(study) or study_status.jobs_of(experiments)
 
 

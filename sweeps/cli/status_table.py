@@ -1,9 +1,11 @@
-"""What `status` shows: counts first, then a line an experiment, those that want attention before the others."""
+"""The rows of `status`: one per experiment or group of similar ones, those that need attention first."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import TextWrapper
 
 from rich.console import RenderableType
 from rich.padding import Padding
@@ -21,17 +23,18 @@ _STYLES = {
     **{DONE: "green", PRUNED: "green", RUNNING: "cyan", STALLED: "yellow", UNKNOWN: "yellow", PREEMPTED: "yellow"},
     **{QUEUED: "", FAILED: "bold red", CANCELLED: "magenta", PLANNED: "dim"},
 }
-_PLAIN = (DONE, PRUNED, QUEUED, PLANNED)  # what says little a line each
-_FEW = 40  # experiments that are shown one by one
-_IDLE = 600.0  # seconds without progress that are told
-_SILENT = 30.0  # seconds after which a word is old: it may be of a run that ended without one
-_WIDEST = 26  # characters of a detail that names make room for
-_NARROWEST = 24  # … and of a name
+_PLAIN = (DONE, PRUNED, QUEUED, PLANNED)  # not shown in large studies
+_FEW = 40  # experiments shown one by one
+_IDLE = 600.0  # seconds without progress before that is shown
+_SILENT = 30.0  # seconds after which a heartbeat may be of a run that has ended
+_WIDEST = 26  # characters of a detail for which names are wrapped
+_NARROWEST = 24  # … but not below this width
+_AFTER_COMMA = re.compile(r"([^,]+,)")  # where names are wrapped
 
 
 @dataclass(frozen=True)
 class Row:
-    """Experiments that stand alike: one, or those that wait for the same stage or failed with the same words."""
+    """Experiments in the same state: one, or several at the same stage or with the same error."""
 
     experiments: tuple[Experiment, ...]
     detail: str
@@ -39,32 +42,32 @@ class Row:
 
     @property
     def first(self) -> Experiment:
-        """The one that stands for all."""
+        """The experiment that the row shows."""
         return self.experiments[0]
 
     @property
     def where(self) -> str:
-        """The stage in words, where all agree."""
+        """The stage, where all experiments have the same."""
         found = {experiment.where for experiment in self.experiments}
         return found.pop() if len(found) == 1 else "several stages"
 
     @property
     def name(self) -> str:
-        """What the line is called."""
+        """The name of the first experiment, and how many more there are."""
         more = len(self.experiments) - 1
         return f"{self.first.name} and {more} more" if more else self.first.name
 
 
 def rows(experiments: Sequence[Experiment], finished: Finished, everything: bool) -> list[Row]:
-    """The lines to show. Of many experiments only those that are neither done nor waiting, alike ones together."""
+    """Group experiments into rows; of many, only those that are neither done nor waiting."""
     ordered = sorted(experiments, key=lambda e: STATES.index(e.state))
     if everything or len(ordered) <= _FEW:
         return [_row([e], finished) for e in ordered]
-    alike: dict[tuple[str, str], list[Experiment]] = {}
+    similar: dict[tuple[str, str], list[Experiment]] = {}
     for experiment in ordered:
         if experiment.state not in _PLAIN:
-            alike.setdefault((experiment.state, experiment.error or experiment.stage), []).append(experiment)
-    return [_row(group, finished) for group in alike.values()]
+            similar.setdefault((experiment.state, experiment.error or experiment.stage), []).append(experiment)
+    return [_row(group, finished) for group in similar.values()]
 
 
 def _row(group: Sequence[Experiment], finished: Finished) -> Row:
@@ -75,7 +78,7 @@ def _row(group: Sequence[Experiment], finished: Finished) -> Row:
 
 
 def _detail(experiment: Experiment, brief: bool = False) -> str:
-    """How far an unfinished experiment is, or what it waits for."""
+    """Return an unfinished experiment's progress, or what it waits for."""
     job, state = experiment.job, experiment.state
     if job is None:
         return "waits for another worker" if state == PREEMPTED else ""
@@ -90,7 +93,7 @@ def _detail(experiment: Experiment, brief: bool = False) -> str:
 
 
 def score(experiment: Experiment, finished: Finished) -> str:
-    """The score of its last evaluation in percent."""
+    """Return the score of its last evaluation in percent."""
     entry = finished.entry(experiment.evaluation) if experiment.evaluation else None
     if entry is None or entry.score is None:
         return ""
@@ -104,7 +107,7 @@ def progress(stage: str, job: Submitted, brief: bool = False) -> str:
     if last is None or last.stage != stage or not last.total:
         return "no progress yet"
     if last.state != RUNNING:
-        return "starts again"  # what it said last is of the run before
+        return "starts again"  # its last heartbeat is of the previous run
     if time.time() - last.time > _SILENT:
         return f"silent for {duration(time.time() - last.time)}"
     parts = [f"{100 * last.done / last.total:.0f} %" if brief else f"{last.done:g}/{last.total:g} {last.unit}"]
@@ -123,38 +126,22 @@ def counts(experiments: Iterable[Experiment]) -> Text:
 
 
 def render(shown: Sequence[Row], width: int) -> Iterator[RenderableType]:
-    """Rows in columns that fit into `width` characters; what does not fit goes on lines of its own below its row."""
-    state = max((len(row.first.state) for row in shown), default=0)
-    where = max((len(row.where) for row in shown), default=0)
-    longest = max((len(row.name) for row in shown), default=0)
-    brief = longest + state + where + 6 + max((len(row.detail) for row in shown), default=0) > width
+    """Yield rows in columns of `width` characters; what does not fit follows on lines of its own."""
+    columns = zip(*((row.first.state, row.where, row.name, row.detail) for row in shown), strict=True)
+    state, where, longest, widest = (max(map(len, texts)) for texts in columns)
+    brief = longest + state + where + 6 + widest > width
     details = [row.brief if brief else row.detail for row in shown]
-    room = width - state - where - 6 - min(_WIDEST, max(map(len, details), default=0))
-    name = longest if longest <= room else max(_NARROWEST, room)
+    room = width - state - where - 6 - min(_WIDEST, max(map(len, details)))
+    names = TextWrapper(longest if longest <= room else max(_NARROWEST, room), subsequent_indent="  ")
+    names.wordsep_re = _AFTER_COMMA
     for row, detail in zip(shown, details, strict=True):
-        fits = name + state + where + 6 + len(detail) <= width
-        first, *others = _broken(row.name, name)
-        line = Text(f"{first.ljust(name)}  ")
+        fits = names.width + state + where + 6 + len(detail) <= width
+        first, *others = names.wrap(row.name)
+        line = Text(f"{first.ljust(names.width)}  ")
         line.append(row.first.state.ljust(state), _STYLES[row.first.state])
         line.append(f"  {row.where.ljust(where)}  {detail if fits else ''}").rstrip()
         yield line
-        for other in others:
-            yield Text(f"  {other}")
+        yield from map(Text, others)
         for text in ([] if fits else [detail]) + [row.first.error]:
             if text not in ("", row.first.state):
                 yield Padding(Text(text, "red" if row.first.state == FAILED else ""), (0, 0, 0, 4), expand=False)
-
-
-def _broken(name: str, width: int) -> list[str]:
-    """A name in lines, broken after commas where that is enough; all but the first leave room to be indented."""
-    if len(name) <= width:
-        return [name]
-    parts = name.replace(",", ",\0").split("\0")
-    chunks = [part[n : n + width - 2] for part in parts for n in range(0, len(part), width - 2)]
-    lines = [""]
-    for chunk in parts if max(map(len, parts)) <= width - 2 else chunks:
-        room = width if len(lines) == 1 else width - 2
-        if lines[-1] and len(lines[-1]) + len(chunk) > room:
-            lines.append("")
-        lines[-1] += chunk
-    return lines

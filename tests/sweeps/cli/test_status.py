@@ -256,7 +256,7 @@ def test_of_hundreds_only_what_is_telling(hand: ByHand, capsys: pytest.CaptureFi
     hand.study("study", many | {"x": [*SHARED, "train/x"]}, folder)
     folder.write_state(0, failed("train/x"))
     out = shown(capsys, "study", hand.store_setting)
-    assert "300 done  1 failed" in out and "300 more that are done or wait" in out
+    assert "300 done  1 failed" in out and "300 more are done or waiting" in out
     assert len(out.splitlines()) < 12
     assert "seed=299" in shown(capsys, "study", "--all", hand.store_setting)
 
