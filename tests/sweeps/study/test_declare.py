@@ -301,15 +301,13 @@ def test_a_study_that_does_not_exist(name: str, message: str) -> None:
         load_study(name)
 
 
-def test_the_shipped_studies_are_those_of_the_issue() -> None:
-    assert set(names("study")) == {"ablations", "alpha", "data_efficiency", "embedded", "methods"}
-    shape = points(load_study("data_efficiency"))
-    assert len(shape) == 7 * 5 * 3
-    methods = {"sft", "spin", "space", "spif", "t_spin", "tpaw", "iris"}
-    assert {p.overrides[-3] for p in shape} == {f"method={m}" for m in methods}
-    assert {p.overrides[-2] for p in shape} == {f"data.size={n}k" for n in (14, 26, 50, 100, 200)}
-    toy = points(load_study("embedded"))
-    assert {p.overrides[-3] for p in toy} == {f"method={m}" for m in methods}
+def test_the_shipped_studies() -> None:
+    assert set(names("study")) >= {"ablations", "alpha", "data_efficiency", "embedded", "methods"}
+    full = points(load_study("data_efficiency"))
+    methods = {p.overrides[-3] for p in full}
+    assert len(full) == len(methods) * 5 * 3 >= 7 * 5 * 3
+    assert {p.overrides[-2] for p in full} == {f"data.size={n}k" for n in (14, 26, 50, 100, 200)}
+    assert {p.overrides[-3] for p in points(load_study("embedded"))} == methods
 
 
 # --- values as Hydra reads them
