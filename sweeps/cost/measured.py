@@ -38,8 +38,11 @@ def _similar(kind: str, plan: Plan, store: Store) -> Iterator[tuple[Stage, Artif
     mine = [key for key in keys if f"{kind}/{key}" in plan.cached]
     others = [key for key in keys if f"{kind}/{key}" not in plan.cached]
     by_name = {seedless(s.name): s for s in plan.stages.values() if s.kind == kind} if others else {}
-    for key in [*mine[:: max(1, len(mine) // _STAGES)], *others]:
-        stage = plan.stages.get(f"{kind}/{key}") or by_name.get(seedless(key.rsplit("-", 1)[0]))
+    for key in mine[:: max(1, len(mine) // _STAGES)]:
+        if artifact := store.find(kind, key):
+            yield plan.stages[f"{kind}/{key}"], artifact
+    for key in others:
+        stage = by_name.get(seedless(key.rsplit("-", 1)[0]))
         if stage and (artifact := store.find(kind, key)):
             yield replace(stage, identity=artifact.manifest["identity"]), artifact
 

@@ -95,13 +95,17 @@ def test_figures(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ("efficiency task=sum", "task=sum: choose one of average, sums, words. Did you mean 'sums'?"),
         ("report out=x.pdf", "out=x.pdf: give a file that ends in .html."),
         ("tabel", "'tabel' is no command. Choose from"),
-        ("compare one", "compare takes two sides"),
     ],
 )
 def test_what_cannot_be_is_one_line(made: Made, command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(made, command) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_compare_takes_two_sides(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "one", f"store={made.store.root}"]) == 2
+    assert capsys.readouterr().err.startswith("error: compare takes two sides")
 
 
 def test_no_study_and_an_unknown_one(made: Made, capsys: pytest.CaptureFixture[str]) -> None:

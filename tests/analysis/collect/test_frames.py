@@ -72,7 +72,7 @@ def test_what_follows_the_seed_is_no_column(copy: Made) -> None:
     copy.record()
     frames = load(copy)
     assert frames.varying == []
-    assert methods.labels(frames).nunique() == len(METHODS), "replicates are of one method"
+    assert methods.method_names(frames).nunique() == len(METHODS), "replicates are of one method"
 
 
 def test_missing_failed_pruned_and_damaged_results_are_rows(copy: Made) -> None:
