@@ -35,8 +35,8 @@ def samples(plan: Plan, store: Store) -> list[Sample]:
 
 def _similar(kind: str, plan: Plan, store: Store) -> Iterator[tuple[Stage, Artifact]]:
     keys = sorted(store.keys(kind))
-    mine = [key for key in keys if f"{kind}/{key}" in plan.cached]
-    others = [key for key in keys if f"{kind}/{key}" not in plan.cached]
+    mine = [key for key in keys if f"{kind}/{key}" in plan.stages]
+    others = [key for key in keys if f"{kind}/{key}" not in plan.stages]
     by_name = {seedless(s.name): s for s in plan.stages.values() if s.kind == kind} if others else {}
     for key in mine[:: max(1, len(mine) // _STAGES)]:
         if artifact := store.find(kind, key):
