@@ -105,6 +105,11 @@ def load(overrides: Sequence[str]) -> Config:
     return to_config(*compose_named(overrides))
 
 
+def read(overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """Return the configuration of one experiment, defaults in place of wrong values, and all mistakes."""
+    return _read(*compose_named(overrides))
+
+
 def compose_named(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """Compose overrides and return what is wrong with their keys, which are left out. Raises UserError for options."""
     register()
@@ -133,12 +138,17 @@ def explained() -> Iterator[None]:
 
 def to_config(composed: DictConfig, wrong_keys: Sequence[str] = ()) -> Config:
     """Return the dataclass of a composed configuration. Raises one UserError for `wrong_keys` and other mistakes."""
+    config, mistakes = _read(composed, wrong_keys)
+    validate.refuse(mistakes)
+    return config
+
+
+def _read(composed: DictConfig, wrong_keys: Sequence[str]) -> tuple[Config, list[str]]:
     with explained():
         content: Any = OmegaConf.to_container(composed, resolve=True)
     name_method(content["method"])
     config, mistakes = validate.read(Config, content)
-    check(config, [*wrong_keys, *mistakes])
-    return config  # type: ignore[no-any-return]
+    return config, all_mistakes(config, [*wrong_keys, *mistakes])
 
 
 def name_method(section: dict[str, Any]) -> None:
@@ -151,7 +161,12 @@ def name_method(section: dict[str, Any]) -> None:
 
 def check(config: Config, mistakes: Sequence[str] = ()) -> None:
     """Raise one UserError for `mistakes` and those in sections without any that no field can tell by itself."""
-    wrong = {re.split(r"[.=:]", mistake)[0] for mistake in mistakes}
+    validate.refuse(all_mistakes(config, mistakes))
+
+
+def all_mistakes(config: Config, mistakes: Sequence[str]) -> list[str]:
+    """Return `mistakes` and those in sections without any that no field can tell by itself."""
+    wrong = {key.split(".")[0] for key in keys_of(mistakes)}
     found, method, schedule = list(mistakes), config.method, config.schedule
     if "method" not in wrong:
         try:
@@ -164,7 +179,12 @@ def check(config: Config, mistakes: Sequence[str] = ()) -> None:
                 found += schedules.mistakes(schedule.name, schedule.params, schedule.levels, schedule.function)
     if "model" not in wrong and config.model.template != "chat" and "{prompt}" not in config.model.template:
         found.append("model.template: expected 'chat' or a text that contains {prompt}.")
-    validate.refuse(found)
+    return found
+
+
+def keys_of(mistakes: Sequence[str]) -> set[str]:
+    """Return the keys that messages about the configuration begin with."""
+    return {re.split("[=: ]", mistake)[0] for mistake in mistakes}
 
 
 # --- messages in place of Hydra's, which take many lines

@@ -13,18 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from iris import content, fingerprint, plan, source
-from iris.config import Config, identity
+from iris import content, fingerprint, plan, source, validate
+from iris.compose import keys_of
+from iris.config import Config, Experiment, identity
 from iris.errors import UserError
 from iris.execution.runner import missing
 from iris.execution.trackers import check_trackers
 from iris.files import write_atomic
 from iris.plan import Stage
 from iris.store import Store
-from iris.validate import refuse
 
 _NAME = 255  # bytes of a file name
 _NAMES = 160  # of the names that a stage's key is made of; suffixes of files and shards take the rest
@@ -36,15 +37,24 @@ Check = Callable[[], object]
 def check(configs: Sequence[Config], mistakes: Sequence[str] = (), *, torch: bool = False, here: bool = False) -> None:
     """Raise one UserError that lists all mistakes of some experiments, beside those known already.
 
-    Equal sections that are one object are checked once. `torch` says that the caller imports torch anyway; otherwise a
-    process of its own does. `here` checks the devices of this machine as well.
+    Sections with known mistakes are left out, and equal ones that are one object checked once. `torch` says that the
+    caller imports torch anyway; otherwise a process of its own does. `here` checks this machine's devices as well.
     """
-    found = [*mistakes, *_failures(_light(configs))]
-    models, faults = _new_models(configs)
-    found += faults + (_models(models) if torch or not models else _models_elsewhere(models))
-    if here and (found or any(map(_has_missing, configs))):
+    wrong = keys_of(mistakes)
+    found = [*mistakes, *_failures(each for needed, each in _light(configs) if _sound(needed, wrong))]
+    if _sound(("model", "data.max_prompt_tokens", "generate.max_new_tokens"), wrong):
+        models, faults = _new_models(configs)
+        found += faults + (_models(models) if torch or not models else _models_elsewhere(models))
+    if here and _sound(("train.precision", "execution.device"), wrong) and (found or any(map(_has_missing, configs))):
         found += _failures([functools.partial(_check_device, config) for config in configs])
-    refuse(found)
+    validate.refuse(list(dict.fromkeys(found)))
+
+
+def _sound(needed: Iterable[str], wrong: Iterable[str]) -> bool:
+    """Return whether none of the needed keys, nor a section above or a key below one, is among the wrong ones."""
+    return not any(
+        f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for key in needed for one in wrong
+    )
 
 
 def _failures(checks: Iterable[Check]) -> list[str]:
@@ -64,21 +74,22 @@ def _distinct(configs: Sequence[Config], key: Callable[[Config], Hashable]) -> I
 # --- checks that take a moment
 
 
-def _light(configs: Sequence[Config]) -> Iterator[Check]:
+def _light(configs: Sequence[Config]) -> Iterator[tuple[Sequence[str], Check]]:
+    """Yield checks, each with the keys that it needs."""
     for config in _distinct(configs, lambda c: (c.store, c.output)):
-        yield functools.partial(check_folder, "store", config.store)
-        yield functools.partial(check_folder, "output", config.output)
-    yield _check_caches
+        yield ("store",), functools.partial(check_folder, "store", config.store)
+        yield ("output",), functools.partial(check_folder, "output", config.output)
+    yield (), _check_caches
     for config in _distinct(configs, lambda c: tuple(c.execution.tracking)):
-        yield functools.partial(check_trackers, config.execution.tracking)
+        yield ("execution.tracking",), functools.partial(check_trackers, config.execution.tracking)
     for config in _distinct(configs, lambda c: id(c.evaluate)):
-        yield functools.partial(_check_tasks, config)
+        yield ("evaluate.tasks", "evaluate.include"), functools.partial(_check_tasks, config)
     for config in _distinct(configs, lambda c: (c.method.name, c.model.name, c.data.name)):
-        yield functools.partial(_check_names, config)
+        yield ("model.name", "data.name", "method.name"), functools.partial(_check_names, config)
     for config in _distinct(configs, lambda c: (id(c.model), id(c.data))):
-        yield functools.partial(_check_data, config)
+        yield ("model", "data"), functools.partial(_check_data, config)
     for config in _distinct(configs, lambda c: (id(c.model), id(c.data), id(c.evaluate))):
-        yield functools.partial(plan.chain, identity(config))
+        yield [f.name for f in fields(Experiment)], functools.partial(plan.chain, identity(config))
 
 
 def check_folder(key: str, value: str) -> None:

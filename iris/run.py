@@ -66,7 +66,8 @@ def _command(arguments: Sequence[str]) -> None:
     if any(a.startswith("-") for a in rest):
         _hydra(rest, flags, count)
     else:
-        _start(compose.load(rest), rest, flags, count)
+        config, mistakes = compose.read(rest)
+        _start(config, rest, flags, count, mistakes)
 
 
 def _show_count(arguments: Sequence[str]) -> tuple[int, list[str]]:
@@ -80,8 +81,12 @@ def _show_count(arguments: Sequence[str]) -> tuple[int, list[str]]:
     return int(number), [*arguments[:at], *arguments[at + 2 :]]
 
 
-def _start(config: Config, overrides: Sequence[str], flags: Sequence[str], count: int) -> None:
-    if count:
+def _start(
+    config: Config, overrides: Sequence[str], flags: Sequence[str], count: int, mistakes: Sequence[str] = ()
+) -> None:
+    if mistakes:
+        preflight.check([config], mistakes, here=True)
+    elif count:
         _show(config, count)
     elif _WHY in flags:
         store = Store(config.store)

@@ -50,7 +50,7 @@ def command(config: Config, output: Path, limit: int) -> None:
         os.dup2(os.open(f"{output}.{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream.fileno())
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    compose.load = lambda overrides: config
+    compose.read = lambda overrides: (config, [])
     sys.exit(run.main([]))
 
 

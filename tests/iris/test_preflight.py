@@ -103,6 +103,17 @@ def test_every_mistake_is_named_at_once(refused: Callable[..., str], tmp_path: P
         assert any(text in line for line in lines), text
 
 
+def test_mistakes_of_values_and_of_what_they_name_come_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["+method=iris", "sede=1", "train.weight_decay=-1", "data.size=10b", "evaluate.tasks=[embeded]", "store="]
+    assert run.main([*words, f"output={tmp_path / 'out'}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: 5 mistakes:" and len(lines) == 6
+    for text in ("sede: ", "train.weight_decay=-1", "data.size=10b", "'embeded'", "store is empty"):
+        assert any(text in line for line in lines), text
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"data.size": "1k"}, "data.size=1000: the source has 25 usable rows. Choose a smaller data.size or 'all'"),
     "context": ({"data.max_prompt_tokens": 250}, "has 258 tokens, more than the model's context of 256"),

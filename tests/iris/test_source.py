@@ -75,6 +75,20 @@ def test_an_edit_anywhere_below_is_named(package: Path) -> None:
     assert source.combined(then) != source.combined(source.computed_by("train"))
 
 
+def test_the_gap_counts_and_a_new_schedule_does_not(package: Path) -> None:
+    schedules = package / "method" / "schedules.py"
+    schedules.parent.mkdir()
+    schedules.write_text("def gap(): return 1\ndef cosine(): return 1\n")
+    (package / "stages/train.py").write_text("from iris.method import schedules\n")
+    then = source.computed_by("train")
+    schedules.write_text("def gap(): return 1\ndef cosine(): return 2\ndef new(): return 1\n")
+    forget()
+    assert source.differences("train", then) == []
+    schedules.write_text("def gap(): return 2\n")
+    forget()
+    assert source.differences("train", then) == ["iris/method/schedules.py: changed since"]
+
+
 def test_every_kind_of_stage_has_its_own_modules() -> None:
     kinds = ("base", "data", "sft", "generate", "score", "train", "evaluate")
     for kind in kinds:
