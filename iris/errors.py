@@ -5,11 +5,11 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong, where, what is valid and what to do."""
+    """An error that the user can correct. The message says what is wrong, where, what is valid and what to do."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A sentence naming the choice closest to `name`, or the empty string when none is close."""
+    """Return a sentence naming the choice closest to `name`, or the empty string when none is close."""
     match = get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 

@@ -16,7 +16,7 @@ _HIDDEN = (".", "__", "~", "#")  # how names of hidden and editors' files and fo
 
 
 def digest(*parts: str) -> str:
-    """A short digest of texts; the separator cannot occur in them."""
+    """Return a short digest of texts; the separator cannot occur in them."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -48,7 +48,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def of_package(name: str, install: str) -> str:
-    """The installed version of a Python package; `install` is the command that installs it."""
+    """Return the installed version of a Python package; `install` is the command that installs it."""
     try:
         return f"{name}=={version(name)}"
     except PackageNotFoundError as error:
@@ -56,7 +56,7 @@ def of_package(name: str, install: str) -> str:
 
 
 def of_hub(repository: str, revision: str | None, kind: str, key: str) -> str:
-    """The commit that a hub repository's revision stands for now; from the local cache when offline.
+    """Return the commit that a hub repository's revision stands for now, from the local cache when offline.
 
     `kind` is 'model' or 'dataset'; `key` is the configuration key to name in an error.
     """

@@ -42,7 +42,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 finished, 2 an error that the user can mend (in one message), 130/143 stopped."""
+    """Run the command. Exit status: 0 finished, 2 a mistake of the user's (in one message), 130/143 stopped."""
     arguments = compose.normalize(sys.argv[1:] if arguments is None else list(arguments))
     signal.signal(signal.SIGTERM, _terminate)
     try:

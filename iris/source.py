@@ -77,7 +77,7 @@ def _closure(start: Path) -> list[Path]:
 
 @functools.cache
 def _module(path: Path) -> tuple[str, tuple[Path, ...]]:
-    """The digest of a module's source, and the modules of ours that it imports anywhere."""
+    """Return the digest of a module's source, and the modules of ours that it imports anywhere."""
     tree = ast.parse(path.read_text())
     if helpers := _HELPERS.get(path.relative_to(_ROOT).as_posix()):
         tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in helpers]

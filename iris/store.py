@@ -63,7 +63,7 @@ class Artifact:
         return results
 
     def read_json(self, name: str) -> Any:
-        """The parsed content of one JSON file."""
+        """Return the parsed content of one JSON file."""
         return json.loads((self.folder / name).read_text())
 
 
@@ -94,7 +94,7 @@ class Store:
         return self.root / kind / key
 
     def keys(self, kind: str) -> set[str]:
-        """The keys of all finished artifacts of a kind, by the names of their folders: for many at once.
+        """Return the keys of all finished artifacts of a kind, by the names of their folders: for many at once.
 
         Reads the manifests of those alone that a shard was set aside of.
         """
@@ -120,7 +120,7 @@ class Store:
         return {key for key in keys if key.rsplit("-", 1)[0] in whole}
 
     def manifest(self, kind: str, key: str) -> dict[str, Any] | None:
-        """The manifest of a key, None if there is none; moves nothing. Raises Damaged where its checksum is another."""
+        """Return the manifest of a key, or None, and move nothing. Raises Damaged where its checksum is another."""
         try:
             text = (self.folder(kind, key) / MANIFEST).read_text()
         except (FileNotFoundError, NotADirectoryError):
@@ -137,7 +137,7 @@ class Store:
         return manifest
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The finished artifact of a key, or None; one in shards is there if they are. Reads manifests only."""
+        """Return the finished artifact of a key, or None, also where a shard of it is missing. Reads manifests only."""
         folder = self.folder(kind, key)
         try:
             manifest = self.manifest(kind, key)
@@ -149,7 +149,7 @@ class Store:
         return Artifact(folder, manifest) if all((self.folder(kind, s) / MANIFEST).is_file() for s in shards) else None
 
     def get(self, kind: str, key: str, *, check: bool | Container[str] = True) -> Artifact:
-        """The finished artifact of a key, its files (all, none or those named) compared with their checksums."""
+        """Return the finished artifact of a key, its files (all, none or those named) compared with their checksums."""
         artifact = self.find(kind, key)
         if artifact is None:
             raise KeyError(f"no artifact {kind}/{key} in {self.root}")

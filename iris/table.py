@@ -28,7 +28,7 @@ class Line:
 
 
 def lines(chain: Chain, store: Store) -> list[Line]:
-    """The lines of a finished experiment. Cost is that of the policy's own stages, whoever computed them."""
+    """Return the lines of a finished experiment. Cost is that of the policy's own stages, whoever computed them."""
     return [_line(row, store) for row in chain.rows]
 
 
@@ -50,7 +50,7 @@ def _line(row: Row, store: Store) -> Line:
 
 
 def _own_stages(row: Row, store: Store) -> list[Artifact]:
-    """The generation and scoring of the iteration that led to the policy."""
+    """Return the generation and scoring of the iteration that led to the policy."""
     stages = [*row.scores, *([row.policy.many("generate")[-1]] if row.policy.many("generate") else [])]
     return [_manifest(store, s.kind, s.key) for s in stages]
 
@@ -60,7 +60,7 @@ def _manifest(store: Store, kind: str, key: str) -> Artifact:
 
 
 def render(chain: Chain, table: list[Line]) -> Table:
-    """The table for a terminal, 80 columns wide at most."""
+    """Return the table for a terminal, 80 columns wide at most."""
     view = Table(title=chain.name, title_style="bold", title_justify="left")
     for name in ("policy", "score", "α", "gap", "tokens", "seconds"):
         view.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
@@ -77,7 +77,7 @@ def render(chain: Chain, table: list[Line]) -> Table:
 
 
 def markdown(chain: Chain, table: list[Line]) -> str:
-    """The table as Markdown, with a column per task."""
+    """Return the table as Markdown, with a column per task."""
     tasks = list(table[0].tasks)
     head = ["policy", "score", "standard error", *tasks, "α", "gap", "tokens", "seconds"]
     rows = [head, ["---"] * len(head)]
@@ -98,7 +98,7 @@ def write(folder: Path, chain: Chain, table: list[Line], facts: dict[str, Any]) 
 
 
 def contamination(chain: Chain, store: Store) -> tuple[int, int]:
-    """(evaluation documents whose prompt is a training prompt, all evaluation documents)."""
+    """Return the numbers of evaluation documents whose prompt is a training prompt, and of all."""
     evaluation = store.get("evaluate", chain.rows[-1].evaluate.key, check=["prompts.json"])
     data = store.get("data", chain.data.key, check=["prompts.txt"])
     training = set((data.folder / "prompts.txt").read_text().split())

@@ -11,7 +11,7 @@ _DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this process: `auto` takes the GPU of its local rank, else Apple's, else the CPU."""
+    """Return the device of this process: `auto` takes the GPU of its local rank, else Apple's, else the CPU."""
     if name not in _DEVICES:
         raise UserError(f"execution.device={name}: choose one of {', '.join(_DEVICES)}.{nearest(name, _DEVICES)}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

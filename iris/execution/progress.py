@@ -90,6 +90,6 @@ class Progress:
 
     @contextmanager
     def line(self, label: str, total: int, unit: str) -> Iterator[Line]:
-        """A progress line that ends with the block."""
+        """Yield a progress line that ends with the block."""
         with Line(self.console, label, total, unit) as line:
             yield line

@@ -56,7 +56,7 @@ def bits_from(stage: Stage, execution: Execution, processes: int) -> dict[str, A
 
 @functools.cache
 def code(store: Path) -> dict[str, str | None]:
-    """The commit of the running code, and the name of the file in the store that holds its uncommitted diff."""
+    """Return the commit of the running code, and the name of the file in the store that holds its uncommitted diff."""
     folder = Path(__file__).parent
     if (folder / ORIGIN).is_file():
         origin: dict[str, str | None] = json.loads((folder / ORIGIN).read_text())
@@ -92,7 +92,7 @@ def _versions() -> dict[str, str]:
 
 
 def _device(kind: str) -> str:
-    """The GPUs that this process sees, or else its processor; both with what kernels are chosen by."""
+    """Return the GPUs that this process sees, or else its processor and instruction set."""
     torch = sys.modules.get("torch")
     if torch is not None and kind == "cuda" and torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

@@ -53,11 +53,11 @@ class Context:
     _checked: dict[str, Artifact] = field(default_factory=dict)
 
     def artifact(self, stage: Stage) -> Artifact:
-        """The artifact of a finished stage, its checksums compared once per process."""
+        """Return the artifact of a finished stage, its checksums compared once per process."""
         return self.load(stage.kind, stage.key)
 
     def load(self, kind: str, key: str) -> Artifact:
-        """The artifact of a key, its checksums compared once per process (by the main process)."""
+        """Return the artifact of a key, its checksums compared once per process (by the main process)."""
         if key not in self._checked:
             self._checked[key] = self.store.get(kind, key, check=self.world.main)
         return self._checked[key]
@@ -70,7 +70,7 @@ def run_chain(chain: Chain, context: Context) -> None:
 
 
 def missing(chain: Chain, store: Store) -> list[Stage]:
-    """The stages that have no artifact yet."""
+    """Return the stages that have no artifact yet."""
     return [stage for stage in chain.stages if not store.has(stage.id)]
 
 
@@ -123,7 +123,7 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
 
 
 def _code(kind: str, claim: Claim) -> Mapping[str, str]:
-    """The code that began the stage: a resumed one counts as computed by what wrote its first checkpoint."""
+    """Return the code that began the stage: a resumed one counts as computed by what wrote its first checkpoint."""
     begun = claim.work / ".computed_by.json"
     if not begun.is_file():
         write_atomic(begun, json.dumps(computed_by(kind)))
@@ -167,7 +167,7 @@ def _explained(stage: Stage, context: Context) -> Iterator[None]:
 
 
 def _disk_error(error: Exception) -> int | None:
-    """The number of the operating system's error behind one of a library that hides it."""
+    """Return the operating system's error number behind a library's error that hides it."""
     if match := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
         return int(match[1])
     if isinstance(error, RuntimeError) and re.search("inline_container|PytorchStreamWriter|iostream", str(error)):

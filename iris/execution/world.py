@@ -20,7 +20,7 @@ class World:
 
     @classmethod
     def join(cls, device: str = "auto") -> "World":
-        """The world of the environment (RANK, WORLD_SIZE); its process group is set up on the way."""
+        """Return the world of the environment (RANK, WORLD_SIZE), and set up its process group."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -37,7 +37,7 @@ class World:
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
-        """The main process's value, on every process."""
+        """Return the main process's value, on every process."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
