@@ -1,4 +1,5 @@
 # make run: set up and run the main job.  make test: set up and run every test that needs no GPU.
+# make test-fast: the tests that take two minutes.
 # make bench: measure speed and memory beside TRL and transformers; see benchmarks/README.md.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,13 +12,17 @@ WORKERS ?= 3
 PROGRAMS := sbatch munged slurmctld slurmd slurmdbd mariadbd chromium
 PACKAGES := slurm-wlm munge slurmdbd mariadb-server chromium
 
-.PHONY: run test lint programs bench clean
+.PHONY: run test test-fast lint programs bench clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m iris.run +method=iris
 
 test: $(VENV)/installed-dev lint programs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+# No Slurm, browser, several processes or documents.
+test-fast: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not vllm'
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/run.py

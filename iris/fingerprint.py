@@ -94,9 +94,7 @@ def _commit(repository: str, revision: str, kind: str, key: str) -> str:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's library raises without the hub: its own error and those it derives from, which are OSError and
-    that of the HTTP library, whichever it is.
-    """
+    """Return the exceptions of an unreachable hub: the library's own and its bases (OSError, the HTTP library's)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(c for c in HfHubHTTPError.__mro__ if issubclass(c, Exception) and c is not Exception)

@@ -184,7 +184,7 @@ def _report(chain: Chain, config: Config, store: Store, folder: Path) -> list[ta
 
 class _RunLog(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A log that cannot be written is no reason to stop; a full disk is reported by the stage that meets it."""
+        """Ignore a log that cannot be written: the stage that meets a full disk reports it."""
 
 
 def _log_to(path: Path) -> None:

@@ -6,7 +6,9 @@ from importlib.util import find_spec
 from iris.errors import UserError, nearest
 
 # Names that accelerate knows and the modules they need, one of which suffices.
-MODULES = {name: (name,) for name in ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")}
+MODULES: dict[str, tuple[str, ...]] = {
+    name: (name,) for name in ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+}
 MODULES["tensorboard"] = ("tensorboard", "tensorboardX")
 
 

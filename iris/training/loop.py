@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import FullyShardedDataParallelPlugin, LoggerType
+from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iris.errors import UserError, nearest
+from iris.errors import UserError
 from iris.execution import interruption
 from iris.execution.device import DTYPES, check_precision, find_device
 from iris.execution.interruption import Interrupted
@@ -231,17 +230,6 @@ def accelerator(context: Context) -> Accelerator:
         log_with=list(execution.tracking) or None,
         project_dir=str(context.folder),
     )
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that accelerate does not know or whose package is not installed."""
-    known = sorted(tracker.value for tracker in LoggerType if tracker is not LoggerType.ALL)
-    installed = {str(tracker) for tracker in get_available_trackers()}
-    for name in names:
-        if name not in known:
-            raise UserError(f"execution.tracking: '{name}' is none of {', '.join(known)}.{nearest(name, known)}")
-        if name not in installed:
-            raise UserError(f"execution.tracking={name}: its package is not installed: pip install {name}")
 
 
 def _optimizer(policy: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:

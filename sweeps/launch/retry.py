@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from iris import preflight
 from iris.errors import UserError
 from sweeps.launch.launchers import Launcher, load_launcher
 from sweeps.launch.submit import Report, Request, launch
@@ -30,6 +31,7 @@ def retry(
             f"data or versions are different. Launch study={study} again."
         )
     names = frozenset(e.name for e in failed)
+    preflight.check([e.config for e in planned if e.name in names])
     request = Request(
         make_plan(planned, study_status.store, study),
         ["retry", *sorted(names)],

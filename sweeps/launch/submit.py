@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from iris.errors import UserError
@@ -23,7 +22,6 @@ from sweeps.state.records import Folder, Launch, Records, new_id
 from sweeps.study.experiments import Planned, facts, policy_row
 from sweeps.study.plan import Plan, make_plan
 
-_ALWAYS_THERE = {(), ("tensorboard",)}  # trackers that need no check
 _WAITING = "another launch on this store is submitting, waiting for it"
 
 
@@ -109,16 +107,7 @@ def new_launch(
 
 
 def check(jobs: Sequence[Job], launcher: Launcher) -> None:
-    """Check tasks, trackers and devices before anything is submitted. Raises UserError."""
-    from iris.evaluation.catalog import select
-
-    configs = {id(job.config.evaluate): job.config for job in jobs}.values()
-    for tasks, include in {(tuple(c.evaluate.tasks), tuple(c.evaluate.include)) for c in configs}:
-        select(list(tasks), [Path(folder) for folder in include])
-    for tracking in {tuple(job.config.execution.tracking) for job in jobs} - _ALWAYS_THERE:
-        from iris.training import loop
-
-        loop.check_trackers(tracking)
+    """Check the launcher's devices before anything is submitted. Raises UserError."""
     if isinstance(launcher, Local):
         from sweeps.launch import local
 

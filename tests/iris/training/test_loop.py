@@ -18,6 +18,7 @@ from iris.config import Execution
 from iris.errors import UserError
 from iris.execution.progress import Line, Progress
 from iris.execution.runner import Context
+from iris.execution.trackers import check_trackers
 from iris.execution.world import World
 from iris.method import objectives
 from iris.method.registry import METHODS, find
@@ -27,7 +28,7 @@ from iris.store import Store
 from iris.training import batching
 from iris.training import gradient as gradients
 from iris.training.gradient import Objective, TrainingSet
-from iris.training.loop import Run, check_trackers
+from iris.training.loop import Run
 
 SAMPLES, BATCH = 22, 16
 LOSS: dict[str, dict[str, float]] = {
