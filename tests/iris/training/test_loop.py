@@ -271,4 +271,4 @@ def test_a_coupled_loss_needs_no_weights_of_its_own(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(METHODS, "iris", replace(METHODS["iris"], tilts=None))
     loss, found = gradient("iris", tmp_path / "two")
     assert loss == pytest.approx(expected[0], rel=1e-6)
-    assert torch.allclose(found, expected[1], rtol=1e-4, atol=1e-7)
+    assert (found - expected[1]).norm() < 1e-5 * expected[1].norm()
