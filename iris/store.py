@@ -30,7 +30,7 @@ _STORAGE_ERRORS = {
     errno.EACCES: "may not be written",
     errno.EPERM: "may not be written",
     errno.EROFS: "is read-only",
-    errno.ENOTDIR: "lies below something that is no folder",
+    errno.ENOTDIR: "is below something that is no folder",
 }
 
 
@@ -90,13 +90,13 @@ class Store:
             probe.unlink()
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where the artifact of a key lies, finished or not."""
+        """Return the folder of a key's artifact, finished or not."""
         return self.root / kind / key
 
     def keys(self, kind: str) -> set[str]:
-        """Return the keys of all finished artifacts of a kind, by the names of their folders: for many at once.
+        """Return the keys of a kind's finished artifacts, from the names of their folders.
 
-        Reads the manifests of those alone that a shard was set aside of.
+        Reads only the manifests of artifacts that lost a shard.
         """
         with storage_errors(self.root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found = {name for name in os.listdir(self.root / kind) if not name.startswith(".")}  # noqa: PTH208

@@ -1,7 +1,7 @@
-"""A request to stop soon, as a scheduler makes it before a time limit or a preemption.
+"""A request to stop soon, as a scheduler sends it before a time limit or a preemption.
 
-Long stages look for it where they can be left: training saves a checkpoint after the step, stages in shards stop
-between two of them, and both raise Interrupted. The same stage run again goes on there.
+Long stages check for it where they can stop: training saves a checkpoint after the step, sharded stages stop between
+two shards. Both raise Interrupted, and the same stage continues there when it runs again.
 """
 
 
@@ -19,7 +19,7 @@ def request() -> None:
 
 
 def requested() -> bool:
-    """Whether somebody has asked."""
+    """Return whether a stop was requested."""
     return _requested
 
 

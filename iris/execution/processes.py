@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine, which together run its stages. The first one speaks for all."""
+"""Run one command as several processes on this machine; the first one reports for all."""
 
 import contextlib
 import os
@@ -30,17 +30,17 @@ def start(count: int, overrides: Sequence[str], folder: Path) -> None:
                 processes.append(_open(rank, count, port, overrides, log))
             failed = _wait(processes)
     except KeyboardInterrupt as stop:
-        raise SystemExit(max(processes[0].returncode, 128 + signal.SIGINT)) from stop  # the first one has said so
+        raise SystemExit(max(processes[0].returncode, 128 + signal.SIGINT)) from stop  # the first one has reported it
     if failed is None:
         return
     first = processes[0].returncode
     if first == 2 or (first > 0 and failed == 0):
         raise SystemExit(first)
     log = logs[failed]
-    said = log.read_text(errors="replace").strip().rpartition("\n")[2] if log else ""
+    last = log.read_text(errors="replace").strip().rpartition("\n")[2] if log else ""
     raise UserError(
-        f"Process {failed} of {count} failed (exit status {processes[failed].returncode}). {said or 'It said nothing.'}"
-        f"{f' Its log: {log}' if log else ''}"
+        f"Process {failed} of {count} failed (exit status {processes[failed].returncode}). "
+        f"{last or 'It wrote nothing.'}{f' Its log: {log}' if log else ''}"
     )
 
 
@@ -56,8 +56,8 @@ def _open(rank: int, count: int, port: int, overrides: Sequence[str], log: Path 
 
 
 def _wait(processes: Sequence[Process]) -> int | None:
-    """Wait for all to finish; returns the first found to have failed, once the others have had time to say so too."""
-    while None in [p.poll() for p in processes]:  # of all: poll notes how each has ended
+    """Wait for all to finish. Returns the rank of a failed process, after the others had time to report as well."""
+    while None in [p.poll() for p in processes]:  # poll all: it records each exit status
         if (failed := _failed(processes)) is not None:
             deadline = time.monotonic() + _GRACE
             while None in [p.poll() for p in processes] and time.monotonic() < deadline:

@@ -28,7 +28,7 @@ class Line:
         self.console, self.label, self.total, self.unit = console, label, total, unit
         self.done, self.note = 0, ""
         self.start = self.printed = time.monotonic()
-        self.said = -1  # the count of the last plain line
+        self.printed_count = -1
         self.resumed = 0
         self.bars: Bars | None = None
         if console.is_terminal:
@@ -52,7 +52,7 @@ class Line:
             self._print()
 
     def _print(self) -> None:
-        self.said = self.done
+        self.printed_count = self.done
         elapsed = time.monotonic() - self.start
         rate = (self.done - self.resumed) / elapsed if elapsed else 0.0
         left = (
@@ -74,7 +74,7 @@ class Line:
     ) -> None:
         if self.bars:
             self.bars.stop()
-        elif kind is None and self.said != self.done:
+        elif kind is None and self.printed_count != self.done:
             self._print()
 
 

@@ -124,10 +124,10 @@ def compute(stage: Stage, context: Context, claim: Claim, run: Callable[[], dict
 
 def _code(kind: str, claim: Claim) -> Mapping[str, str]:
     """Return the code that began the stage: a resumed one counts as computed by what wrote its first checkpoint."""
-    begun = claim.work / ".computed_by.json"
-    if not begun.is_file():
-        write_atomic(begun, json.dumps(computed_by(kind)))
-    code: dict[str, str] = json.loads(begun.read_text())
+    first = claim.work / ".computed_by.json"
+    if not first.is_file():
+        write_atomic(first, json.dumps(computed_by(kind)))
+    code: dict[str, str] = json.loads(first.read_text())
     return code
 
 

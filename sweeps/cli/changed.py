@@ -1,4 +1,4 @@
-"""Cached stages of a plan that other code has computed: said by every command, computed again with a flag."""
+"""Report cached stages of a plan that other code has computed, and recompute them on request."""
 
 from collections.abc import Iterator
 

@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_made_is_one_message(
     monkeypatch.setattr(compose, "load", lambda _: config)
     assert run.main([]) == 2
     (message,) = capsys.readouterr().err.splitlines()
-    assert f"error: The {key} {tmp_path / 'file' / 'folder'} lies below something that is no folder" in message
+    assert f"error: The {key} {tmp_path / 'file' / 'folder'} is below something that is no folder" in message
     assert f"{key}=FOLDER" in message
 
 
