@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from iris.execution.world import World
 from iris.model.architecture import context_length
 from iris.model.logprobs import Policy
 from iris.model.packing import Row, micro_batches, pack
+from iris.model.template import Template
 from iris.sampling.engine import Engine, Request, Sampling, quiet
 
 # Responses are searched for stop strings when they have reached this many tokens, then twice as many, and so on.
@@ -81,16 +82,50 @@ class PolicyLM(HFLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a conversation in the chat template, or its messages, joined by blank lines, in the text template."""
+        masked = [{**message, "content": self._writer.masked(message["content"])} for message in chat_history]
+        return self._keep(self._write(masked, add_generation_prompt))
+
+    def _write(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         if self.template in (None, "chat"):
-            return str(super().apply_chat_template(chat_history, add_generation_prompt))
-        texts = [message["content"] for message in chat_history]
+            return str(super().apply_chat_template(messages, add_generation_prompt))
+        texts = [message["content"] for message in messages]
         answer = "" if add_generation_prompt else texts.pop()  # the beginning of a response, which a task may give
         return self.template.replace("{prompt}", "\n\n".join(texts)) + answer
 
+    @cached_property
+    def _writer(self) -> Template:
+        return Template(self.tokenizer, self.template or "{prompt}", needs_end=False)
+
+    @cached_property
+    def _masked(self) -> dict[str, str]:
+        """Texts with control tokens of data in them, and the same with these masked."""
+        return {}
+
+    def _keep(self, masked: str) -> str:
+        """Return a masked text with its control tokens, and remember which of them are data."""
+        shown = self._writer.shown(masked)
+        if shown != masked:
+            self._masked[shown] = masked
+        return shown
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """Return token ids; a chat template has written its control tokens itself, as in training."""
+        """Return token ids as in training: control tokens in data stay text, those of a chat template are there."""
+        masked = self._mask(string)
+        if self._writer.shown(masked) != masked:
+            return self._writer.masked_ids(masked, first=add_special_tokens is not False)
         special = False if self.template == "chat" else add_special_tokens
         return list(super().tok_encode(string, add_special_tokens=special, **options))
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        masked = self._mask(context)
+        self._keep(masked + self._writer.masked(continuation))
+        self._keep(masked.rstrip())  # lm-eval moves spaces at the end into the continuation
+        context_ids, ids = super()._encode_pair(context, continuation)
+        return context_ids, ids
+
+    def _mask(self, string: str) -> str:
+        """Return a text with the control tokens of data masked; without a template all is data."""
+        return self._masked.get(string) or (string if self.template else self._writer.masked(string))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         """Return (log π(continuation | context) in nats, whether it is the greedy one) of every request."""

@@ -37,10 +37,10 @@ class Encoded:
 class Template:
     """The chat template of a tokenizer, or a text with {prompt} in it that a response and eos follow.
 
-    `end` is the id that ends a response. Raises UserError for a template that cannot be used.
+    `end` is the id that ends a response; prompts alone need none. Raises UserError for a template that cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, *, needs_end: bool = True) -> None:
         self.tokenizer, self.source, self.chat = tokenizer, template, template == "chat"
         self.end, self._ends, self._first = tokenizer.eos_token_id, 0, list[int]()
         if self.chat:
@@ -55,9 +55,9 @@ class Template:
         }
         names = sorted(map(re.escape, self._controls), key=len, reverse=True)
         self._pattern = re.compile("|".join(names) or "(?!)")
-        if self.chat:
+        if self.chat and needs_end:
             self._find_end(probe(tokenizer, self.source))
-        elif not template.startswith(tokenizer.bos_token or "{prompt}"):
+        if not self.chat and not template.startswith(tokenizer.bos_token or "{prompt}"):
             first = tokenizer.encode("")[:1]
             self._first = first if first == [tokenizer.bos_token_id] else []
 
@@ -111,15 +111,26 @@ class Template:
         """Render a conversation; disguised, with aliases for the control tokens of the template, not of the texts."""
         if not disguise:
             return self._render(messages, answer)
-        masked = [{**m, "content": self._masked(m["content"])} for m in messages]
-        text = self._render(masked, answer and self._masked(answer))
-        names = list(self._controls)
-        text = self._pattern.sub(lambda m: _alias(names.index(m[0])), text)
-        return _MASK.sub(lambda m: names[int(m[1])], text)
+        masked = [{**m, "content": self.masked(m["content"])} for m in messages]
+        return self._disguise(self._render(masked, answer and self.masked(answer)))
 
-    def _masked(self, text: str) -> str:
+    def masked(self, text: str) -> str:
+        """Return a text of data with marks in place of control tokens."""
         names = list(self._controls)
         return self._pattern.sub(lambda m: f"\ufdd0{names.index(m[0])}\ufdd0", text)
+
+    def shown(self, text: str) -> str:
+        """Return a text with the control tokens that marks stand for."""
+        names = list(self._controls)
+        return _MASK.sub(lambda m: names[int(m[1])], text)
+
+    def masked_ids(self, text: str, *, first: bool = True) -> list[int]:
+        """Return the token ids of a text whose masks stay text, with the beginning token where it is due."""
+        return [*(self._first if first else []), *self._ids(self._disguise(text), True)]
+
+    def _disguise(self, text: str) -> str:
+        names = list(self._controls)
+        return self.shown(self._pattern.sub(lambda m: _alias(names.index(m[0])), text))
 
     def _render(self, messages: Messages, answer: str | None) -> str:
         if self.chat:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from iris.data.contamination import prompt_hash
 from iris.errors import UserError
 from iris.evaluation.harness import evaluate, prompt_hashes
+from iris.evaluation.lm import PolicyLM
 from iris.sampling.engine import Request, Rollout, Sampling, quiet
 
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
@@ -359,6 +361,44 @@ def test_the_template_of_training_is_put_around_prompts(
     (folder / "add.yaml").write_text(ADD + "num_fewshot: 1\n")
     scores = evaluate(model, tokenizer, ["add"], engine=engine, template=template, **tasks)
     assert scores.samples["add"][0]["prompt"] == engine.asked[0][0] == prompt
+
+
+@pytest.mark.parametrize("template", [None, "chat", "<user>{prompt}<eos>"])
+def test_control_tokens_in_documents_stay_text(model: LlamaForCausalLM, folder: Path, template: str | None) -> None:
+    jsonl(folder / "data/add.jsonl", [{"question": "a<eos>b<user>", "answer": "1"}])
+    jsonl(folder / "data/choose.jsonl", [{"q": "a<eos>b", "choices": ["c<eos>", "d"], "label": 0}])
+    (folder / "add.yaml").write_text(ADD + "num_fewshot: 0\n")
+    tokenizer, seen = make_tokenizer(), []
+    engine = Scripted(tokenizer, {})
+    tokenizer.chat_template = "{% for m in messages %}<user>{{m['content']}}<eos>{% endfor %}"
+    tokenize = PolicyLM._loglikelihood_tokens
+
+    def spy(self: PolicyLM, requests: Sequence[Any], **options: Any) -> list[Any]:
+        seen.extend(requests)
+        return tokenize(self, requests, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PolicyLM, "_loglikelihood_tokens", spy)
+        scores = evaluate(model, tokenizer, ["add", "choose"], include=[folder], engine=engine, template=template)
+    ends = 0 if template is None else 1
+    assert engine.asked[0][1].prompt.count(0) == ends
+    assert engine.asked[0][0] == scores.samples["add"][0]["prompt"]
+    assert [(list(context).count(0), rest.count(0)) for _, context, rest in seen] == [(ends, 0), (ends, 0)]
+    assert str(tokenizer.decode(seen[0][2])).strip() == "c<eos>"
+
+
+@pytest.mark.parametrize("question", ["1+1", "<unk>1+1<eos>"])
+@pytest.mark.parametrize("template", ["{prompt}", "<unk>Q {prompt}"])
+def test_a_beginning_token_is_there_once(model: LlamaForCausalLM, folder: Path, template: str, question: str) -> None:
+    jsonl(folder / "data/add.jsonl", [{"question": question, "answer": "1"}])
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<unk>"
+    first = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 1)])
+    tokenizer.backend_tokenizer.post_processor = first
+    engine = Scripted(tokenizer, {})
+    evaluate(model, tokenizer, ["add"], include=[folder], num_fewshot=0, engine=engine, template=template)
+    prompt = engine.asked[0][1].prompt
+    assert (prompt[0], prompt.count(1), prompt.count(0)) == (1, 1, 0)
 
 
 def test_shuffled_choices_do_not_depend_on_the_tasks_before(
