@@ -177,6 +177,13 @@ def all_mistakes(config: Config, mistakes: Sequence[str]) -> list[str]:
             found += registry.wrong_parameters(method.name, objective, method.loss)
             if objective.needs.alpha and "schedule" not in wrong:
                 found += schedules.mistakes(schedule.name, schedule.params, schedule.levels, schedule.function)
+    for section, source, group in (("model", "config", "pretrained"), ("data", "generated", "files")):
+        made = getattr(config, section)
+        if section not in wrong and made.path is not None and made.source == source:
+            found.append(
+                f"{section}.path={made.path}: {section}.source={source} reads no files; choose the {section}, "
+                f"as in {section}={group}."
+            )
     if "model" not in wrong and config.model.template != "chat" and "{prompt}" not in config.model.template:
         found.append("model.template: expected 'chat' or a text that contains {prompt}.")
     return found
@@ -209,6 +216,12 @@ def refuse_unknown_options(parsed: Sequence[Override], known: dict[str, list[str
         if name not in known or override.is_delete():
             continue
         value = override.value()
+        if value is None or (isinstance(value, list) and len(value) != 1):
+            given = override.input_line.partition("=")[2] if override.input_line else value
+            found.append(
+                f"{name}={given}: one run takes one of {', '.join(known[name])}; several with --multirun: a,b."
+            )
+            continue
         for option in value if isinstance(value, list) else [value]:
             if isinstance(option, str) and option not in known[name]:
                 hint = nearest(option, known[name])

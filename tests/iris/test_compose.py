@@ -25,8 +25,7 @@ def test_line_breaks_typed_in_a_template_are_line_breaks() -> None:
 def test_every_option_of_every_group_composes() -> None:
     for group, options in compose.groups().items():
         for option in options:
-            extra = ["data.path=.", "data.name=x"] if group == "data" else []
-            extra += ["model.path=.", "model.name=x"] if group == "model" else []
+            extra = [f"{group}.path=.", f"{group}.name=x"] if option in ("files", "hub", "pretrained") else []
             overrides = [f"{group}={option}", *extra] + ([] if group == "method" else ["+method=iris"])
             assert compose.load(overrides), option
 
@@ -53,6 +52,11 @@ BAD = {
     "": r"No method given.*\+method=iris",
     "+method=irs": r"method=irs: choose one of .*Did you mean 'iris'",
     "+method=iris sede=1": r"sede: .*no such key.*'seed'",
+    "method=[spin,iris]": r"method=\[spin,iris\]: one run takes one of iris, sft, .*--multirun",
+    "method=[]": r"method=\[\]: one run takes one of",
+    "+method=iris train=null": r"train=null: one run takes one of embedded, papers",
+    "+method=iris model.path=my_model": r"model\.path=my_model: model\.source=config reads no files.*model=pretrained",
+    "+method=iris data.path=my.jsonl": r"data\.path=my\.jsonl: data\.source=generated reads no files.*data=files",
     "+method=iris modle=embedded": r"modle: .*'model'",
     "+method=iris model=embeded": r"model=embeded: choose one of .*'embedded'",
     "+method=iris data.siz=3": r"data\.siz: .*'data\.size'",
