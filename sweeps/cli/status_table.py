@@ -93,10 +93,12 @@ def _detail(experiment: Experiment, brief: bool = False) -> str:
 
 
 def score(experiment: Experiment, finished: Finished) -> str:
-    """Return the score of its last evaluation in percent."""
-    entry = finished.entry(experiment.evaluation) if experiment.evaluation else None
-    if entry is None or entry.score is None:
+    """Return the score of a finished experiment's last evaluation in percent."""
+    if not experiment.evaluation:
         return ""
+    entry = finished.entry(experiment.evaluation)
+    if entry is None or entry.score is None:
+        return f"no score: the manifest of {experiment.evaluation} cannot be read"
     error = f" ± {100 * entry.stderr:.1f}" if entry.stderr is not None else ""
     return f"score {100 * entry.score:.1f}{error}"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import time
@@ -201,6 +202,17 @@ def test_score_cost_and_store(hand: ByHand, capsys: pytest.CaptureFixture[str]) 
     assert "score 43.2 ± 0.8" in out
     assert "7 of 7 stages done, cost so far 4 GPU-hours" in out, "what a stage has spent on shards stands in theirs"
     assert f"store {hand.store.root}" in out
+
+
+def test_a_score_that_cannot_be_read_is_told(hand: ByHand, capsys: pytest.CaptureFixture[str]) -> None:
+    hand.finish(*SHARED, *FIRST)
+    last = FIRST[-1]
+    manifest = hand.store.root / last / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["cost"]["tokens"]
+    manifest.write_text(json.dumps(content))
+    hand.study("study", {"a": [*SHARED, *FIRST]})
+    assert f"no score: the manifest of {last} cannot be read" in shown(capsys, "study=study", hand.store_setting)
 
 
 def test_what_manifests_say_is_read_once(hand: ByHand) -> None:
