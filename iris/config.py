@@ -162,6 +162,9 @@ class Evaluate:
     num_fewshot: int | None = ranged(None, 0)
     chat_template: str = choice("auto", "true", "false")  # auto: of model.template=chat; true: any model.template
 
+    def __post_init__(self) -> None:
+        self.tasks = list(dict.fromkeys(self.tasks))  # a task counts once
+
 
 @dataclass
 class Experiment:

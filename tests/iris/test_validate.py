@@ -43,6 +43,7 @@ EQUAL = [
     [f"train.lora.rank=4 train.lora.target_modules={names}" for names in ("[q_proj,v_proj]", "[v_proj,q_proj]")],
     ["generate.temperature=1", "generate.temperature=1.0"],
     ["evaluate.limit=5", "evaluate.limit=5.0"],
+    ["evaluate.tasks=[embedded]", "evaluate.tasks=[embedded,embedded]"],
 ]
 
 
