@@ -69,12 +69,15 @@ def _folder(source: str) -> Any:
 
 
 def options(group: str, search: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the YAML files of a group by their options' names, the first found where two have one name."""
+    """Return the YAML files of a group by their options' names. Raises UserError where two have one name."""
     found: dict[str, Any] = {}
     for folder in folders(search):
         if (folder / group).is_dir():
             files = [file for file in (folder / group).iterdir() if file.name.endswith(".yaml")]
-            found = {file.name.removesuffix(".yaml"): file for file in files} | found
+            for file in files:
+                name = file.name.removesuffix(".yaml")
+                if found.setdefault(name, file) != file:
+                    raise UserError(f"{group}={name}: {found[name]} and {file} have one name. Rename the latter.")
     return dict(sorted(found.items()))
 
 
@@ -211,6 +214,7 @@ def parse(override: str) -> Override:
 def refuse_unknown_options(parsed: Sequence[Override], known: dict[str, list[str]]) -> None:
     """Raise UserError for choices of groups that have no such option."""
     found = []
+    own = f" Options of your own: {_SEARCH_PATH}=[FOLDER]." if known == groups() else ""
     for override in parsed:
         name = override.key_or_group
         if name not in known or override.is_delete():
@@ -225,7 +229,7 @@ def refuse_unknown_options(parsed: Sequence[Override], known: dict[str, list[str
         for option in value if isinstance(value, list) else [value]:
             if isinstance(option, str) and option not in known[name]:
                 hint = nearest(option, known[name])
-                found.append(f"{name}={option}: choose one of {', '.join(known[name])}.{hint}")
+                found.append(f"{name}={option}: choose one of {', '.join(known[name])}.{own}{hint}")
     validate.refuse(found)
 
 

@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +33,25 @@ def imported(reference: str, key: str) -> Any:
     module, name = _parts(reference, key)
     try:
         found = getattr(importlib.import_module(module), name, None)
+    except UserError:
+        raise
     except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        hint = "Its folder must be installed or on PYTHONPATH." if missing else f"See {_place(error)}."
         raise UserError(
-            f"{key}={reference}: {module} cannot be imported: {type(error).__name__}: {first_line(error)}. Its folder "
-            "must be installed or on PYTHONPATH."
+            f"{key}={reference}: {module} cannot be imported: {type(error).__name__}: {first_line(error)}. {hint}"
         ) from error
     if not callable(found):
         raise UserError(f"{key}={reference}: {module} has no function '{name}'.{nearest(name, _statements(module))}")
     return found
+
+
+def _place(error: Exception) -> str:
+    """Return the file and line that an import failed at."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}"
 
 
 def signature(reference: str, key: str) -> Signature:

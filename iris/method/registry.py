@@ -109,7 +109,7 @@ def find(name: str, function: str | None = None, declared: Mapping[str, Any] | N
             raise UserError(f"method.needs: '{name}' is built in; only a method.function has needs to declare.")
         reference = f"iris.method.objectives:{name}"
         return Method(reference, METHODS[name], functions.signature(reference, "method.function"))
-    if name in METHODS:
+    if function and name in METHODS:
         raise UserError(f"method.name={name} is a built-in method: give {function} another name with method.name=….")
     marked = functions.imported(function, "method.function")
     needed = getattr(marked, "needs", Needs()) if declared is None else validate.build(Needs, declared, "method.needs")
@@ -127,6 +127,13 @@ def _check_signature(function: str, found: Method) -> None:
             f"method.function={function}: it takes ({', '.join(positional)}); by its needs it has to take "
             f"({', '.join(expected)}, {after}), its parameters after the '*'."
         )
+    for name in found.needs.first:
+        if name not in found.parameters:
+            choices = ", ".join(found.parameters) or "none"
+            raise UserError(
+                f"method.function={function}: its needs fix '{name}' in iteration 0 (first), which is no parameter of "
+                f"it; choose one of {choices}.{nearest(name, found.parameters)}"
+            )
 
 
 def wrong_parameters(name: str, method: Method, loss: Mapping[str, Any]) -> list[str]:

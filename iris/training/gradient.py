@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from iris.errors import UserError
 from iris.execution.world import World
 from iris.method import objectives
 from iris.method.registry import Method
@@ -78,7 +79,7 @@ class Objective:
         """
         needed = self.method.needs
         if not needed.synthetic:
-            return self.function(logps[:, 0], tokens=tokens, **self.parameters).sum()
+            return self._checked(self.function(logps[:, 0], tokens=tokens, **self.parameters), logps[:, 0]).sum()
         values = logps if references is None else logps - references
         stop = logps.shape[1] - (1 if needed.proto else 0)
         real, synthetic = values[..., :1], values[..., 1:stop]
@@ -87,7 +88,7 @@ class Objective:
             terms.append(values[..., stop:].expand_as(synthetic).flatten(-2))
         if needed.players == 1:
             terms = [t.squeeze(0) for t in terms]
-        value = self.function(*terms, **self._parameters(step))
+        value = self._checked(self.function(*terms, **self._parameters(step)), terms[0])
         return value if needed.coupled else value.sum() / (batch * synthetic.shape[-1])
 
     def tilts(self, step: int) -> tuple[float, float] | None:
@@ -95,6 +96,20 @@ class Objective:
         name = self.method.needs.tilts
         found: tuple[float, float] | None = self.method.load(name)(**self._parameters(step)) if name else None
         return found
+
+    def _checked(self, value: Any, term: Tensor) -> Tensor:
+        """Return an objective's value for the ratios `term` [..., B]. Raises UserError unless it is their loss."""
+        shape = [] if self.coupled else list(term.shape[-1:])
+        expected = "one value of the whole batch, []" if self.coupled else f"a loss per sample, [B] = {shape}"
+        if not isinstance(value, Tensor):
+            came = "None" if value is None else f"a {type(value).__name__}"
+        elif list(value.shape) != shape:
+            came = f"a tensor of shape {list(value.shape)}"
+        elif term.requires_grad and not value.requires_grad:
+            came, expected = "a tensor without gradient", f"{expected}, differentiable"
+        else:
+            return value
+        raise UserError(f"method.function={self.method.reference}: it returns {came}; expected {expected}.")
 
     def _parameters(self, step: int) -> dict[str, float]:
         return dict(self.parameters) | ({} if self.alpha is None else {"alpha": self.alpha(step)})

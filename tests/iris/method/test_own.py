@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from iris import compose, plan
 from iris.config import identity
 from iris.errors import UserError
 from iris.method import functions, objectives, registry, schedules
+from iris.training.gradient import Objective
 
 Write = Callable[[str, str], str]
 LOSSES = """
@@ -182,7 +184,11 @@ WRONG = {
     "method.function=own.losses:ipoo": "has no function 'ipoo'. Did you mean 'ipo'",
     "method.function=own.losses:HALF": "has no function 'HALF'",
     "method.function=own.losses:square": "own.losses has no 'def square'. Name the module that defines it",
-    "method.function=own.broken:loss": "own.broken cannot be imported: ZeroDivisionError: division by zero",
+    "method.function=own.broken:loss": "own.broken cannot be imported: ZeroDivisionError: .* See .*broken.py:1",
+    "method.function=own.lacking:loss": "ModuleNotFoundError: No module named 'nowhere'. See .*lacking.py:1",
+    "method.function=own.unparsed:loss": "SyntaxError: .* See .*unparsed.py:1",
+    "method=spin method.function=": "method.function=: expected package.module:function",
+    "method.function=own.losses:ipo method.needs={first:{scal:0}}": "fix 'scal' .*one of scale. Did you mean 'scale'",
     "method.function=own.wrong:one": r"takes \(real\); by its needs it has to take \(real_ratio, synth",
     "method.function=own.wrong:three": r"takes \(a, b, c\)",
     "method.function=own.wrong:starred": "takes \\*args or \\*\\*kwargs",
@@ -191,14 +197,14 @@ WRONG = {
     "method.function=own.losses:ipo method.needs={prot:true}": "method.needs.prot: no such key.*Did you mean 'proto'",
     "method.function=own.losses:ipo method.needs={players:-1}": "method.needs.players=-1: expected a whole number",
     "method.function=own.losses:ipo method.needs={alpha:true}": r"has to take \(real_ratio, synthetic_ratio, \*, alpha",
-    "method.function=own.decorated:loss": "own.decorated cannot be imported: UserError: needs.playrs: no such key",
+    "method.function=own.decorated:loss": "^needs.playrs: no such key",
     "method=spin method.function=own.losses:ipo": "method.name=spin is a built-in method: give own.losses:ipo another",
     "method=spin method.needs={proto:true}": "method.needs: 'spin' is built in",
     "method=iris schedule.function=own.wrong:one": "schedule.name=adaptive is built in: give own.wrong:one another",
     "method=iris schedule.function=own.wrong:one schedule.name=x": r"takes \(real\); a schedule takes position, gap",
     "method=iris schedule.function=own.none:x schedule.name=x": "own.none cannot be imported",
     "method=iris schedule.function=own.wrong:failing schedule.name=x schedule.params=null": "expected a mapping",
-    "method=ipo": "method=ipo: choose one of",
+    "method=ipo": "method=ipo: choose one of .*hydra.searchpath=.FOLDER",
     "method=spin hydra.searchpath=[nowhere]": "hydra.searchpath: .*nowhere: no such folder",
     "method=spin hydra.searchpath=[pkg://own.nowhere]": "hydra.searchpath: pkg://own.nowhere: No module named",
     "method=spin hydra.searchpath=nowhere": "hydra.searchpath=nowhere: expected a list of folders",
@@ -208,6 +214,8 @@ WRONG = {
 @pytest.mark.parametrize("words", WRONG)
 def test_what_is_wrong_is_said_in_one_line(write: Write, words: str) -> None:
     write("broken", "1 / 0")
+    write("lacking", "import nowhere")
+    write("unparsed", "def loss(:")
     write("decorated", "from iris.method.registry import needs\n@needs(playrs=1)\ndef loss(a, b): return a - b\n")
     write(
         "wrong",
@@ -217,6 +225,32 @@ def test_what_is_wrong_is_said_in_one_line(write: Write, words: str) -> None:
     with pytest.raises(UserError, match=WRONG[words]) as error:
         load(*words.split())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "coupled", "message"),
+    [
+        ("(a - b).mean()", False, r"returns a tensor of shape \[\]; expected a loss per sample, \[B\] = \[3\]"),
+        ("(a - b)[:, None]", False, r"a tensor of shape \[3, 1\]"),
+        ("a - b", True, r"a tensor of shape \[3\]; expected one value of the whole batch"),
+        ("None", False, "returns None"),
+        ("1.0", True, "returns a float"),
+        ("(a - b).detach()", False, "a tensor without gradient"),
+    ],
+)
+def test_a_result_that_is_no_loss_is_refused(write: Write, body: str, coupled: bool, message: str) -> None:
+    write("result", f"def loss(a, b): return {body}\n")
+    method = registry.find("mine", "own.result:loss", {"coupled": coupled, "players": 0})
+    logps = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(UserError, match=message):
+        Objective(method, {}).loss(logps, None, step=0, batch=3, tokens=1)
+
+
+def test_a_file_with_the_name_of_a_shipped_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "spin.yaml").write_text("name: mine\n")
+    with pytest.raises(UserError, match=f"method=spin: .*conf/method/spin.yaml and {tmp_path}/method/spin.yaml"):
+        load("method=spin", f"hydra.searchpath=[{tmp_path}]")
 
 
 def test_a_schedule_that_fails_is_told_when_planned(write: Write, tmp_path: Path) -> None:
