@@ -15,6 +15,7 @@ stages run: rerun the same command at any time to continue.
 
 from collections.abc import Iterator
 
+from iris import preflight
 from iris.store import Store
 from sweeps.cli.arguments import Arguments
 from sweeps.cli.changed import RECOMPUTE, changed, note, recompute
@@ -32,6 +33,7 @@ def run(given: Arguments) -> int:
     given.get("launcher", "launcher=slurm, launcher=local, launcher=inline or launcher=FILE.yaml.")
     planned = plan_study(given)
     plan, store = planned.plan, planned.store
+    preflight.check([e.config for e in plan.experiments])
     outdated = changed(plan, store)
     print(*(recompute(plan, store, outdated) if RECOMPUTE in given.flags else note(plan, outdated)), sep="\n", end="")
     planned.check_budget()

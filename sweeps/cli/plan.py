@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from iris import preflight
 from iris.errors import UserError
 from iris.store import Store
 from sweeps.cli.arguments import Arguments
@@ -79,7 +78,6 @@ def plan_study(given: Arguments) -> PlannedStudy:
     budget = _budget(given.settings.get("budget_gpu_hours"))
     study = load_study(name, given.rest)
     experiments = compose_all(points(study))
-    preflight.check([e.config for e in experiments])
     stores = {e.config.store for e in experiments}
     if len(stores) > 1:
         raise UserError(f"study={name}: its experiments name several stores ({', '.join(sorted(stores))}): name one.")

@@ -127,15 +127,17 @@ def _is_record(line: bytes) -> bool:
 
 
 def _without_repeated(lines: Sequence[bytes]) -> list[bytes]:
-    """Remove records that repeat the last one, and repeated creations of a trial, unless later records count them."""
-    kept: list[bytes] = []
-    created: set[bytes] = set()
+    """Remove repeated creations of a trial, unless later records count them.
+
+    Other repeated records set what is set already: workers write them too.
+    """
+    creations: set[bytes] = set()
+    kept = []
     for line in lines:
-        creation = json.loads(line)["op_code"] == JournalOperation.CREATE_TRIAL
-        if line not in created and line not in kept[-1:]:
+        if line not in creations:
             kept.append(line)
-        if creation:
-            created.add(line)
+        if json.loads(line)["op_code"] == JournalOperation.CREATE_TRIAL:
+            creations.add(line)
     return kept if len(kept) == len(lines) or _numbers_agree(kept) else list(lines)
 
 

@@ -115,7 +115,10 @@ def test_mistakes_of_values_and_of_what_they_name_come_together(
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "size": ({"data.size": "1k"}, "data.size=1000: the source has 25 usable rows. Choose a smaller data.size or 'all'"),
+    "size": (
+        {"data.size": "1k"},
+        "rows.jsonl has at most 25 rows, fewer than the 1000 of data.size",
+    ),
     "context": ({"data.max_prompt_tokens": 250}, "has 258 tokens, more than the model's context of 256"),
     "name": ({"model.name": "m" * 300}, "model.name is too long"),
     "no name": ({"data.name": "…"}, "data.name: give a name with letters or digits"),

@@ -129,7 +129,7 @@ MISTAKES = {
     "plan study=embedded data.sise=1k": r"error: data.sise: .* no such key. Did you mean 'data.size'?",
     "plan study=embedded data.size=1q": r"error: data.size=1q: expected 'all' or a number of rows",
     "plan study=embedded seeds=[]": r"error: seeds: seed: the list is empty.",
-    "plan study=embedded seeds=[x]": r"error: seed: Value 'x'",
+    "plan study=embedded seeds=[x]": r"error: seed=x: expected a whole number at least 0",
     "plan study=embedded launcher=slrum": r"error: launcher=slrum: choose one of .* Did you mean 'slurm'?",
     "plan study=embedded launcher.resources.gpus=2": r"error: launcher.resources.gpus=2: no launcher is named",
     "plan study=embedded budget_gpu_hours=lots": r"error: budget_gpu_hours=lots: expected a number of hours",

@@ -68,7 +68,6 @@ HARMLESS: dict[str, tuple[Damage, str]] = {
     "torn at the end": (lambda lines: [*lines, lines[-1][:30]], "an unfinished record at its end"),
     "blank": (blank, "3 blank lines"),
     "doubled": (doubled(2), "1 repeated records"),
-    "doubled at the end": (lambda lines: [*lines, lines[-1]], "1 repeated records"),
     "doubled and blank": (lambda lines: blank(doubled(0)(lines)), "3 blank lines, 1 repeated records"),
 }
 
@@ -85,6 +84,13 @@ def test_nothing_is_lost_by_harmless_damage(folder: Path, name: str, capsys: pyt
     assert found.removeprefix("an ") in capsys.readouterr().err
     ask(folder, 2)
     assert trials(journal.read_journal(folder))[:6] == before
+
+
+def test_records_that_set_the_same_again_are_no_damage(folder: Path) -> None:
+    before = trials(journal.read_journal(folder))
+    damage(folder, lambda lines: [*lines[:-1], lines[-2], lines[-1], lines[-1]])
+    assert not journal.scan(folder).damage
+    assert trials(journal.open_journal(folder)) == before
 
 
 def test_a_block_of_records_may_repeat(folder: Path) -> None:
