@@ -192,7 +192,8 @@ def plain(value: Any) -> Any:
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53  # above, an int has other digits
+    return int(value) if whole else value
 
 
 def _number(value: Any, bounds: Bounds, key: str, name: str) -> float:
