@@ -6,7 +6,7 @@ from itertools import takewhile
 from operator import eq
 from typing import Any
 
-from iris import outdated
+from iris import outdated, validate
 from iris.errors import UserError, nearest
 from iris.plan import Stage
 from iris.store import Artifact, Store
@@ -78,8 +78,8 @@ def _differences(stage: Stage, artifact: Artifact, store: Store, indent: str, se
 
 def _own(stage: Stage, artifact: Artifact) -> list[tuple[str, str, str]]:
     """Return key, value there and value here of each difference in name and identity."""
-    old = dict(_leaves({"name": artifact.manifest["name"], **artifact.manifest["identity"]}))
-    new = dict(_leaves({"name": stage.name, **stage.identity}))
+    old = dict(_leaves(validate.plain({"name": artifact.manifest["name"], **artifact.manifest["identity"]})))
+    new = dict(_leaves(validate.plain({"name": stage.name, **stage.identity})))
     values = [(key, old.get(key, "nothing"), new.get(key, "nothing")) for key in {**new, **old}]
     return [(key, there, here) for key, there, here in values if there != here]
 
