@@ -307,4 +307,4 @@ def test_why_of_a_raised_version(planned: Planner, store: Store, monkeypatch: py
         finish(store, stage)
     monkeypatch.setitem(VERSIONS, "sft", 2)
     again = planned({"base": {"method": "spin"}})
-    assert "nothing but the stage's own version" in why(again, store, of_kind(again, "sft")[0].key)
+    assert "nothing but the stage's version" in why(again, store, of_kind(again, "sft")[0].key)
