@@ -31,7 +31,7 @@ from .daemon import alive, wait_for
 StartCluster = Callable[..., Cluster]
 Files = Mapping[tuple[str, str], dict[str, str]]
 # Some seconds of steps in one job, with a checkpoint after each step, so that a fault hits it between two of them.
-SLOW = {"method": "sft", "iterations": 0, "train.sft.epochs": 60, "execution.checkpoint_minutes": 0.0}
+SLOW = {"method": "sft", "iterations": 0, "train.sft.epochs": 150, "execution.checkpoint_minutes": 0.0}
 
 
 def slurm(*changes: str) -> Launcher:
@@ -113,7 +113,7 @@ def test_a_signalled_job_requeues_and_continues_as_often_as_needed(
 ) -> None:
     plan, store = slow_plan(tmp_path)
     launch(Request(plan), slurm(), store)
-    for restarts in range(2):
+    for restarts in range(3):
         before = at_step(store)
         cluster.run("scancel", "--signal=USR2", str(job(store).slurm))
         wait_for(lambda: last_state(store).state == INTERRUPTED, "the checkpoint")

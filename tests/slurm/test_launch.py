@@ -272,8 +272,8 @@ def test_no_more_jobs_at_once_than_allowed(cluster: Cluster, tmp_path: Path) -> 
 
     launcher, store = slurm("max_parallel=2"), Store(tmp_path / "store")
     launch(Request(plan([0])), launcher, store)
-    launch(Request(plan([0, 1, 2])), launcher, store)
-    assert len(cluster.jobs()) == 3
+    launch(Request(plan([0, 1, 2, 3])), launcher, store)
+    assert len(cluster.jobs()) == 4
     most = 0
     while not ended(store):
         most = max(most, len([job for job in cluster.jobs().values() if job.state == "RUNNING"]))

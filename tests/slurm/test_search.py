@@ -41,36 +41,36 @@ def workers(folder: Folder) -> list[int]:
 def test_a_search_loses_workers_and_no_trial(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_search(tmp_path, trials=12)
-    assert search(path, *SLURM, "workers=8") == 0
+    path = write_search(tmp_path, trials=20)
+    assert search(path, *SLURM, "workers=16") == 0
     (folder,) = Records(session(path).store).launches()
     jobs = folder.jobs()
-    assert [job.kind for job in jobs] == ["score", *["search"] * 8]
+    assert [job.kind for job in jobs] == ["score", *["search"] * 16]
     assert jobs[0].stages[0].startswith("base/") and any(stage.startswith("sft/") for stage in jobs[0].stages)
     assert {job.slurm for job in jobs} == set(cluster.jobs()), "one job and one array, and the terminal may close"
-    assert search(path, *SLURM, "workers=8") == 0
+    assert search(path, *SLURM, "workers=16") == 0
     assert "nothing to do" in capsys.readouterr().out
 
     dice, kills, deadline = random.Random(0), 0, time.monotonic() + 1500  # only against hanging
     while live(path):
         assert time.monotonic() < deadline
         time.sleep(0.5)
-        if kills < 4 and len(running := workers(folder)) > 1:
+        if kills < 8 and len(running := workers(folder)) > 1:
             os.kill(dice.choice(running), signal.SIGKILL)
             kills += 1
             time.sleep(1)
-    assert kills == 4
+    assert kills == 8
     states = [job.status.state for job in JobStatuses(session(path).store).all()]
-    assert states.count(FAILED) == 4, "killed workers do not count as done"
+    assert states.count(FAILED) == 8, "killed workers do not count as done"
 
     trials = session(path).study().trials
     counted = [trial for trial in trials if valid(trial)]
-    assert len(counted) == 12 and len({tuple(t.params.values()) for t in counted}) == 12
+    assert len(counted) == 20 and len({tuple(t.params.values()) for t in counted}) == 20
     assert not [t for t in trials if t.state == TrialState.RUNNING]
     assert (tmp_path / "outputs" / "search-mine" / "mine-best.yaml").exists()
     before = stored(tmp_path)
     assert search(path, *SLURM) == 0
-    assert "12 of 12 trials" in capsys.readouterr().out and stored(tmp_path) == before
+    assert "20 of 20 trials" in capsys.readouterr().out and stored(tmp_path) == before
 
 
 def test_a_preempted_worker_comes_back_to_its_trial(cluster: Cluster, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from ..sweeps.tiny import files, tiny_plan, write_study
 from .cluster import Cluster
 from .storm import QUICK, Storm
 
-# Few jobs, which start slowly, and many steps with a checkpoint after each, so that every fault hits a running job.
-SLOW = {"iterations": 2, "train.epochs": 40, "train.sft.epochs": 150, "execution.checkpoint_minutes": 0.0}
-GRID = {"method": ["spin", "iris"]}
+# Some seconds of steps in every job, with a checkpoint after each, so that every fault hits a running job.
+SLOW = {"iterations": 2, "train.epochs": 30, "train.sft.epochs": 60, "execution.checkpoint_minutes": 0.0}
+GRID = {"method": ["spin", "iris"], "seed": [0, 1]}
 
 
 def test_a_study_in_a_storm(start_cluster: Callable[..., Cluster], tmp_path: Path) -> None:

@@ -55,10 +55,10 @@ def living(path: Path) -> dict[int, str]:
     return found
 
 
-def test_four_workers_with_random_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_search(tmp_path, trials=16)
+def test_thirty_trials_with_four_workers_and_random_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_search(tmp_path, trials=30)
     assert search(path, "launcher=local", "workers=4") == 0
-    assert "4 local workers of search mine for 16 trials" in capsys.readouterr().out
+    assert "4 local workers of search mine for 30 trials" in capsys.readouterr().out
     assert search(path, "launcher=local", "workers=4") == 0
     assert "nothing to do: search mine has the workers it needs" in capsys.readouterr().out
     assert command.main(["status", "study=search-mine", f"store={tmp_path}/store"]) == 0, "before there is a trial"
@@ -68,7 +68,7 @@ def test_four_workers_with_random_kills(tmp_path: Path, capsys: pytest.CaptureFi
     while launch.held("scheduler") and time.monotonic() < deadline:
         time.sleep(dice.random())
         processes = living(path)
-        if processes and kills < 6:
+        if processes and kills < 9:
             os.kill(dice.choice(list(processes)), signal.SIGKILL)
             kills += 1
     wait_for_end(path)
@@ -78,7 +78,7 @@ def test_four_workers_with_random_kills(tmp_path: Path, capsys: pytest.CaptureFi
 
     trials = session(path).study().trials
     counted = [trial for trial in trials if valid(trial)]
-    assert len(counted) == 16 and len({tuple(t.params.values()) for t in counted}) == 16
+    assert len(counted) == 30 and len({tuple(t.params.values()) for t in counted}) == 30
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
     assert not [t for t in trials if t.state == TrialState.FAIL and "duplicate_of" not in t.user_attrs]
     # No stage has been computed twice: a second one would have taken the place of the first, or have been set aside.
@@ -86,7 +86,7 @@ def test_four_workers_with_random_kills(tmp_path: Path, capsys: pytest.CaptureFi
     assert not [p for p in (tmp_path / "store").glob("*/.new-*") if p.is_dir() and any(p.iterdir())]
     assert (tmp_path / "outputs" / "search-mine" / "mine-best.yaml").exists(), "the last worker has written the report"
     costs = json.loads((tmp_path / "outputs" / "search-mine" / "costs.json").read_text())
-    assert costs["trials"] == 16 and costs["executed"] < costs["whole"] / 2
+    assert costs["trials"] == 30 and costs["executed"] < costs["whole"] / 2
 
     # The best one has the score of an undisturbed run of its experiment.
     base = yaml.safe_load((tmp_path / "outputs" / "search-mine" / "mine-best.yaml").read_text())["base"]
