@@ -59,7 +59,7 @@ class _Reader(BaseJournalBackend):
         yield from self.found[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        raise NotImplementedError
+        raise RuntimeError("This journal was opened for reading only.")
 
 
 def read_journal(folder: Path) -> JournalStorage:

@@ -125,7 +125,7 @@ def test_a_signalled_job_requeues_and_continues_as_often_as_needed(
         skip_the_wait(cluster, store)
         wait_for(lambda n=restarts: last_state(store).attempt == n + 1, "the next run")
     finish(store, undisturbed)
-    assert len(re.findall(r"INFO iris: start sft", log(store))) == 3
+    assert len(re.findall(r"INFO iris: start sft", log(store))) == 4
 
 
 def test_processes_of_several_nodes_stop_and_continue_together(cluster: Cluster, tmp_path: Path) -> None:
