@@ -76,7 +76,8 @@ def test_the_resolved_configuration_is_printed(order: list[str], capsys: pytest.
 
 ERRORS = {
     "": f"No method given. Add one of: {' '.join(f'+method={m}' for m in METHODS)}",
-    "+method=irs": f"method=irs: choose one of {', '.join(sorted(METHODS))}. Did you mean 'iris'?",
+    "+method=irs": f"method=irs: choose one of {', '.join(sorted(METHODS))}. Options of your own: "
+    "hydra.searchpath=[FOLDER]. Did you mean 'iris'?",
     "--cfg job +method=irs": "method=irs: choose one of",
     "--multirun +method=irs,spin": "irs",
     "--multirun seed=0,1": "No method given",
